@@ -1,0 +1,216 @@
+"""Every error this package raises, as one tree.
+
+::
+
+    TrioP2PError
+    ├─ ConfigurationError (ValueError)      the combination asked for cannot work: change it
+    ├─ StoreError
+    │  ├─ DatabaseNotFoundError             no database at this path
+    │  ├─ DatabaseBusyError                 the directory is already open
+    │  ├─ DuplicateDatabaseError            two peers hold copies with one identity: renew one
+    │  ├─ StoreClosedError                  the database was closed meanwhile
+    │  ├─ StoreFullError                    the size limit was reached: delete something or raise it
+    │  ├─ StoreCorruptError                 the data file is damaged: restore a backup
+    │  ├─ StoreFormatError                  written by a version this one cannot read
+    │  ├─ CollectionNotFoundError (KeyError)
+    │  ├─ DocumentNotFoundError (KeyError)
+    │  ├─ BlobNotFoundError (KeyError)      a body names a blob the database does not hold
+    │  └─ ConflictError                     the document changed meanwhile: read it again
+    ├─ InvalidDocumentError (ValueError)    this ID or body cannot be stored
+    ├─ ClockSkewError            retryable  a version lies too far in the future of our clock
+    ├─ ProtocolError
+    │  ├─ LocalProtocolError                we tried something illegal: a bug of ours
+    │  └─ RemoteProtocolError               the peer did
+    ├─ PeerError                 depends    the peer answered a request with an error
+    ├─ ConnectError
+    │  ├─ PeerUnreachableError   retryable  no connection could be made
+    │  ├─ HandshakeError         depends    connected, but the peer refused or did not speak our protocol
+    │  ├─ AuthError                         the peer refused our credentials
+    │  └─ TrustError                        we refused the peer's certificate
+    ├─ ConnectionLostError       retryable  the connection ended before its work did
+    ├─ ReplicationError          depends    a replication failed for good; `status` tells the code
+    └─ CallbackError                        a resolver, filter or authenticator of the user raised
+
+Classes name what the caller can do. Code that retries reads `retryable` and nothing else. Facts are
+keyword arguments: they stand in the message and in `facts`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class TrioP2PError(Exception):
+    """The root of the tree.
+
+    `retryable` tells whether trying the same thing later, unchanged, may work.
+    """
+
+    retryable: bool = False
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.facts = facts
+
+    def __str__(self) -> str:
+        if not self.facts:
+            return self.message
+        told = ", ".join(f"{name}={value!r}" for name, value in self.facts.items())
+        return f"{self.message} ({told})"
+
+
+class ConfigurationError(TrioP2PError, ValueError):
+    """The combination of settings cannot work."""
+
+
+class StoreError(TrioP2PError):
+    """The database could not do what was asked."""
+
+
+class DatabaseNotFoundError(StoreError):
+    """There is no database at this path and it was not to be created."""
+
+
+class DatabaseBusyError(StoreError):
+    """The database directory is already open, here or in another process."""
+
+
+class DuplicateDatabaseError(StoreError):
+    """Two peers hold copies of one database; give one of them a new identity."""
+
+
+class StoreClosedError(StoreError):
+    """The database was closed."""
+
+
+class StoreFullError(StoreError):
+    """The database reached its size limit; everything committed before is still there."""
+
+
+class StoreCorruptError(StoreError):
+    """The data file or a record in it is damaged."""
+
+
+class StoreFormatError(StoreError):
+    """The database was written in a format this version does not read."""
+
+
+class CollectionNotFoundError(StoreError, KeyError):
+    """The database has no collection of this name."""
+
+
+class DocumentNotFoundError(StoreError, KeyError):
+    """The collection has no live document of this ID."""
+
+
+class BlobNotFoundError(StoreError, KeyError):
+    """A body names a blob that the database does not hold."""
+
+
+class ConflictError(StoreError):
+    """The document is not at the expected version; `expected` and `current` tell both."""
+
+    def __init__(self, message: str, *, expected: Any, current: Any, **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.expected = expected
+        self.current = current
+
+
+class InvalidDocumentError(TrioP2PError, ValueError):
+    """A document ID or body that cannot be stored."""
+
+
+class ClockSkewError(TrioP2PError):
+    """A version lies further in the future of our clock than peers accept."""
+
+    retryable = True
+
+
+class ProtocolError(TrioP2PError):
+    """The rules of the wire were broken."""
+
+    wire_code: ClassVar[int] = 1002
+
+
+class LocalProtocolError(ProtocolError):
+    """This side tried something the protocol forbids."""
+
+    wire_code = 1011
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer sent something the protocol forbids; the connection cannot go on."""
+
+
+# HTTP statuses and WebSocket close codes after which the same request may work later.
+# Source: Couchbase Lite's table of transient errors.
+RETRYABLE_STATUS = frozenset({408, 429, 502, 503, 504, 1006, 4001})
+
+
+class PeerError(TrioP2PError):
+    """The peer answered a request with an error: `domain`, `code` and `text` are what it said."""
+
+    def __init__(self, domain: str, code: int, text: str = "") -> None:
+        super().__init__(f"the peer answered {domain}/{code}" + (f": {text}" if text else ""))
+        self.domain = domain
+        self.code = code
+        self.text = text
+        self.retryable = domain in ("HTTP", "WebSocket") and code in RETRYABLE_STATUS
+
+
+class ConnectError(TrioP2PError):
+    """No usable connection to the peer could be made."""
+
+
+class PeerUnreachableError(ConnectError):
+    """Nothing answered at the peer's address in time."""
+
+    retryable = True
+
+
+class HandshakeError(ConnectError):
+    """The peer answered but refused the connection; `status` is its HTTP status, if any."""
+
+    def __init__(self, message: str, *, status: int | None = None, **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.status = status
+        self.retryable = status in RETRYABLE_STATUS
+
+
+class AuthError(HandshakeError):
+    """The peer refused the credentials it was given."""
+
+
+class TrustError(ConnectError):
+    """The peer's certificate was refused by the trust configured here."""
+
+
+class ConnectionLostError(TrioP2PError):
+    """The connection ended; `code` is the WebSocket close code (1006: without a goodbye)."""
+
+    retryable = True
+
+    def __init__(self, message: str, *, code: int = 1006, reason: str = "", **facts: Any) -> None:
+        super().__init__(message, code=code, **({"reason": reason} if reason else {}), **facts)
+        self.code = code
+        self.reason = reason
+        self.retryable = code in RETRYABLE_STATUS
+
+
+class ReplicationError(TrioP2PError):
+    """A replication ended without having done its work.
+
+    `status` is the HTTP status or WebSocket close code behind it, or None; the cause is chained.
+    """
+
+    def __init__(
+        self, message: str, *, status: int | None = None, retryable: bool = False, **facts: Any
+    ) -> None:
+        super().__init__(message, **facts)
+        self.status = status
+        self.retryable = retryable
+
+
+class CallbackError(TrioP2PError):
+    """A function given by the user raised; its exception is chained."""

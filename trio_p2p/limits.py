@@ -1,0 +1,108 @@
+"""Every cap, timeout and batch size, with its unit in the name and its reason beside it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+MIB: Final = 2**20
+
+# --- Documents -----------------------------------------------------------------------------------
+
+# LMDB keys hold at most 511 bytes; 240 is also what Couchbase Lite accepts as a document ID.
+DOCUMENT_ID_BYTES_MAX: Final = 240
+# Sync Gateway's own cap on one document, so that what we accept can be relayed.
+BODY_BYTES_MAX: Final = 20 * MIB
+# Deep enough for any real document; far below what would exhaust the interpreter's stack.
+BODY_DEPTH_MAX: Final = 100
+# Couchbase Lite's limit on scope and collection names.
+COLLECTION_NAME_BYTES_MAX: Final = 251
+# Versions one vector may hold: a hostile peer can invent sources, and a vector travels with every
+# revision. Far more authors of one document than a fleet has.
+VECTOR_VERSIONS_MAX: Final = 1_000
+# Tree revision IDs kept beside a vector; Couchbase Lite 3 sends at most 50 ancestors.
+TREE_REVISIONS_MAX: Final = 100
+
+# --- Clock ---------------------------------------------------------------------------------------
+
+# Couchbase Lite refuses versions further ahead than this, so ours must never be.
+CLOCK_SKEW_NS_MAX: Final = 120 * 10**9
+
+# --- Store ---------------------------------------------------------------------------------------
+
+# Address space reserved for one database; the file is sparse and grows as documents come.
+MAP_SIZE_BYTES_DEFAULT: Final = 64 * 2**30
+# Jobs that one commit carries at most: bounds how long a writer waits behind others.
+COMMIT_JOBS_MAX: Final = 256
+# Jobs that may wait for the writer before callers are held back.
+WRITER_QUEUE_JOBS_MAX: Final = 1024
+# Documents or changes read in one snapshot before other tasks get a turn (about a millisecond).
+SCAN_SLICE_ROWS: Final = 200
+
+# --- BLIP ----------------------------------------------------------------------------------------
+
+# Frame sizes include header and checksum. Source: BLIP 3, LiteCore's BLIPConnection.
+FRAME_BYTES_MAX: Final = 16_384
+FRAME_BYTES_WHEN_URGENT_WAITS: Final = 4_096
+# Acknowledge a message each time this much more of it has arrived; stop sending one when this
+# much of it is not acknowledged. Source: LiteCore's Message.cc and MessageOut.hh.
+ACK_INTERVAL_BYTES: Final = 50_000
+UNACKNOWLEDGED_BYTES_MAX: Final = 128_000
+# LiteCore's limit on the properties of one message.
+PROPERTIES_BYTES_MAX: Final = 100 * 1024
+# One message: a document and its properties, with room.
+MESSAGE_BYTES_MAX: Final = BODY_BYTES_MAX + MIB
+# Messages of one peer that may be incomplete at once; each may hold MESSAGE_BYTES_MAX.
+INCOMPLETE_MESSAGES_MAX: Final = 256
+# All incomplete messages of one peer together.
+INCOMPLETE_BYTES_MAX: Final = 64 * MIB
+# LiteCore refuses WebSocket messages larger than this.
+TRANSPORT_MESSAGE_BYTES_MAX: Final = MIB
+# Reads of 256 KiB move 64 KiB messages at twice the speed of trio-websocket's own 4 KiB.
+TRANSPORT_READ_BYTES: Final = 256 * 1024
+
+# --- Connections ---------------------------------------------------------------------------------
+
+# LiteCore's WebSocketImpl: 15 s to connect, 5 s for the goodbye to be echoed.
+CONNECT_TIMEOUT_S: Final = 15.0
+HANDSHAKE_TIMEOUT_S: Final = 15.0
+CLOSE_TIMEOUT_S: Final = 5.0
+HEARTBEAT_S: Final = 300.0
+PONG_TIMEOUT_S: Final = 20.0
+LISTENER_CONNECTIONS_MAX: Final = 1_000
+# How long leaving a replicator's or listener's block may take before it is cut off.
+STOP_TIMEOUT_S: Final = 10.0
+
+# --- Replication (source of the figures: LiteCore's ReplicatorTuning.hh, unless told) -------------
+
+CHANGES_PER_MESSAGE_MAX: Final = 200
+CHANGES_MESSAGES_IN_FLIGHT_MAX: Final = 5
+REVISIONS_QUEUED_MAX: Final = 600
+# Revisions sent and not yet answered. LiteCore allows 10 because it answers each by itself; our
+# inserter answers a whole batch, so a window of batches keeps both sides busy.
+REVISIONS_UNANSWERED_MAX: Final = 1_000
+REVISION_BYTES_UNANSWERED_MAX: Final = 2 * MIB
+# Revisions requested from a pusher and not yet stored; change lists wait unanswered above it.
+REVISIONS_REQUESTED_MAX: Final = 1_000
+INSERT_BATCH_REVISIONS_MAX: Final = 500
+# Ancestors named when asking for a revision. Source: LiteCore's RevFinder.
+ANCESTORS_MAX: Final = 10
+# A checkpoint is saved this long after it changed, or after this many completed documents: what a
+# crash may cause to be offered again.
+CHECKPOINT_INTERVAL_S: Final = 1.0
+CHECKPOINT_DOCUMENTS: Final = 1_000
+PROGRESS_INTERVAL_S: Final = 0.2
+# A document whose proposal was refused with an ancestor of ours is proposed again this often.
+PROPOSE_ATTEMPTS_MAX: Final = 3
+# A resolver is asked again when the local document changed meanwhile. Source: Couchbase Lite.
+RESOLVE_ATTEMPTS_MAX: Final = 10
+# Document events kept for a subscriber that comes late.
+DOCUMENT_EVENTS_MAX: Final = 10_000
+COLLECTIONS_PER_CONNECTION_MAX: Final = 1_000
+# Checkpoints kept for other peers; a hostile client can invent IDs.
+PEER_CHECKPOINTS_MAX: Final = 10_000
+CHECKPOINT_BYTES_MAX: Final = MIB
+
+# --- Retry (source: Couchbase Lite's defaults) -----------------------------------------------------
+
+ATTEMPTS_ONE_SHOT: Final = 10
+ATTEMPT_WAIT_S_MAX: Final = 300.0
