@@ -24,7 +24,7 @@
     ├─ PeerError                 depends    the peer answered a request with an error
     ├─ ConnectError
     │  ├─ PeerUnreachableError   retryable  no connection could be made
-    │  ├─ HandshakeError         depends    connected, but the peer refused or did not speak our protocol
+    │  ├─ HandshakeError         depends    the peer refused, or spoke another protocol
     │  ├─ AuthError                         the peer refused our credentials
     │  └─ TrustError                        we refused the peer's certificate
     ├─ ConnectionLostError       retryable  the connection ended before its work did

@@ -102,7 +102,7 @@ COLLECTIONS_PER_CONNECTION_MAX: Final = 1_000
 PEER_CHECKPOINTS_MAX: Final = 10_000
 CHECKPOINT_BYTES_MAX: Final = MIB
 
-# --- Retry (source: Couchbase Lite's defaults) -----------------------------------------------------
+# --- Retry (source: Couchbase Lite's defaults) ---------------------------------------------------
 
 ATTEMPTS_ONE_SHOT: Final = 10
 ATTEMPT_WAIT_S_MAX: Final = 300.0

@@ -1,0 +1,130 @@
+"""Document bodies: the values a body may hold, and their CBOR and JSON forms.
+
+Bodies are kept and passed on as the CBOR that `encode_body` writes. CBOR from elsewhere is taken
+only if it is exactly that, which refuses at one stroke trailing bytes, tags, indefinite lengths,
+numbers in longer forms than needed and every other second way of writing the same body.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import cbor2
+import orjson
+
+from trio_p2p import limits
+from trio_p2p.errors import BlobNotFoundError, InvalidDocumentError
+
+# Top-level names that Couchbase Lite and Sync Gateway keep for themselves.
+RESERVED_KEYS = frozenset(
+    {"_id", "_rev", "_deleted", "_removed", "_attachments", "_revisions", "_exp"}
+)
+INTEGER_MIN = -(2**63)
+INTEGER_MAX = 2**63 - 1
+
+
+def encode_body(body: Mapping[str, Any]) -> bytes:
+    """Check a body and write it as CBOR.
+
+    Takes a mapping of `str` to text, finite numbers, integers of 64 bits, booleans, None, lists,
+    tuples, mappings and aware datetimes (written as RFC 3339 text).
+
+    Raises: InvalidDocumentError for anything else; BlobNotFoundError for a blob not held.
+    """
+    if not isinstance(body, Mapping):
+        raise InvalidDocumentError("a body is a mapping", got=type(body).__name__)
+    reserved = RESERVED_KEYS.intersection(body)
+    if reserved:
+        raise InvalidDocumentError("reserved top-level keys", keys=sorted(reserved))
+    try:
+        encoded: bytes = cbor2.dumps(_plain(body, 0))
+    except UnicodeEncodeError as exc:
+        raise InvalidDocumentError("text must be valid Unicode") from exc
+    if len(encoded) > limits.BODY_BYTES_MAX:
+        raise InvalidDocumentError("a body is too large", bytes=len(encoded))
+    return encoded
+
+
+def decode_body(encoded: bytes) -> dict[str, Any]:
+    """Read a body that `encode_body` or `check_body` let through: a fresh dict."""
+    body: dict[str, Any] = cbor2.loads(encoded)
+    return body
+
+
+def check_body(encoded: bytes) -> dict[str, Any]:
+    """Read CBOR from elsewhere; it must be what `encode_body` would have written.
+
+    Raises: InvalidDocumentError; BlobNotFoundError.
+    """
+    if len(encoded) > limits.BODY_BYTES_MAX:
+        raise InvalidDocumentError("a body is too large", bytes=len(encoded))
+    try:
+        body = cbor2.loads(
+            encoded,
+            max_depth=limits.BODY_DEPTH_MAX + 1,
+            allow_indefinite=False,
+            allow_duplicate_keys=False,
+            strict_hashable_types=True,
+        )
+    except (cbor2.CBORError, ValueError, TypeError, OverflowError) as exc:
+        raise InvalidDocumentError("not a CBOR body") from exc
+    if encode_body(body) != encoded:
+        raise InvalidDocumentError("a CBOR body in another form than this database writes")
+    checked: dict[str, Any] = body
+    return checked
+
+
+def body_from_json(text: bytes) -> bytes:
+    """Turn a JSON object into CBOR. Raises InvalidDocumentError; BlobNotFoundError."""
+    try:
+        body = orjson.loads(text)
+    except orjson.JSONDecodeError as exc:
+        raise InvalidDocumentError("not JSON") from exc
+    return encode_body(body)
+
+
+def body_to_json(encoded: bytes) -> bytes:
+    """Turn stored CBOR into JSON."""
+    return orjson.dumps(cbor2.loads(encoded))
+
+
+def _plain(value: Any, depth: int) -> Any:
+    """The value in the types CBOR knows, or InvalidDocumentError."""
+    kind = type(value)
+    if kind is str or kind is bool or value is None:
+        return value
+    if isinstance(value, int):
+        if not INTEGER_MIN <= value <= INTEGER_MAX:
+            raise InvalidDocumentError("an integer has at most 64 bits", value=str(value)[:40])
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise InvalidDocumentError("numbers are finite", value=str(value))
+        return float(value)
+    if isinstance(value, Mapping):
+        return _plain_mapping(value, depth + 1)
+    if isinstance(value, (list, tuple)):
+        if depth >= limits.BODY_DEPTH_MAX:
+            raise InvalidDocumentError("a body is nested too deeply", limit=limits.BODY_DEPTH_MAX)
+        return [_plain(item, depth + 1) for item in value]
+    if isinstance(value, datetime) and value.utcoffset() is not None:
+        return value.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    if isinstance(value, str):
+        return str(value)
+    raise InvalidDocumentError("a body cannot hold this type", type=kind.__name__)
+
+
+def _plain_mapping(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+    if depth > limits.BODY_DEPTH_MAX:
+        raise InvalidDocumentError("a body is nested too deeply", limit=limits.BODY_DEPTH_MAX)
+    if value.get("@type") == "blob" and "digest" in value:
+        raise BlobNotFoundError("the database does not hold this blob", digest=value["digest"])
+    plain = {}
+    for key, item in value.items():
+        if type(key) is not str:
+            raise InvalidDocumentError("keys are text", got=type(key).__name__)
+        plain[key] = _plain(item, depth)
+    return plain
