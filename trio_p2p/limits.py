@@ -37,6 +37,8 @@ COMMIT_JOBS_MAX: Final = 256
 WRITER_QUEUE_JOBS_MAX: Final = 1024
 # Documents or changes read in one snapshot before other tasks get a turn (about a millisecond).
 SCAN_SLICE_ROWS: Final = 200
+# Bodies read in one snapshot: a slice of large documents ends earlier.
+SCAN_SLICE_BYTES: Final = 4 * MIB
 
 # --- BLIP ----------------------------------------------------------------------------------------
 
@@ -51,24 +53,33 @@ UNACKNOWLEDGED_BYTES_MAX: Final = 128_000
 PROPERTIES_BYTES_MAX: Final = 100 * 1024
 # One message: a document and its properties, with room.
 MESSAGE_BYTES_MAX: Final = BODY_BYTES_MAX + MIB
-# Messages of one peer that may be incomplete at once; each may hold MESSAGE_BYTES_MAX.
-INCOMPLETE_MESSAGES_MAX: Final = 256
+# Messages of one peer that may be incomplete at once: a full window of revisions, each begun with
+# the small frame that is used when urgent messages wait, and others beside them.
+INCOMPLETE_MESSAGES_MAX: Final = 1_024
 # All incomplete messages of one peer together.
 INCOMPLETE_BYTES_MAX: Final = 64 * MIB
 # LiteCore refuses WebSocket messages larger than this.
 TRANSPORT_MESSAGE_BYTES_MAX: Final = MIB
 # Reads of 256 KiB move 64 KiB messages at twice the speed of trio-websocket's own 4 KiB.
 TRANSPORT_READ_BYTES: Final = 256 * 1024
+# Messages received and not yet taken. A few keep the reader busy; each may be of the largest size.
+TRANSPORT_QUEUE_MESSAGES_MAX: Final = 4
 
 # --- Connections ---------------------------------------------------------------------------------
 
 # LiteCore's WebSocketImpl: 15 s to connect, 5 s for the goodbye to be echoed.
 CONNECT_TIMEOUT_S: Final = 15.0
 HANDSHAKE_TIMEOUT_S: Final = 15.0
+# What a server may answer to a handshake: any explanation, and the first messages behind a yes.
+HANDSHAKE_BYTES_MAX: Final = MIB
 CLOSE_TIMEOUT_S: Final = 5.0
 HEARTBEAT_S: Final = 300.0
 PONG_TIMEOUT_S: Final = 20.0
 LISTENER_CONNECTIONS_MAX: Final = 1_000
+# An anonymous identity is replaced this long before it expires.
+IDENTITY_RENEWAL_DAYS: Final = 30
+# File systems allow names of 255 bytes; a label is a file name there.
+KEY_FILE_NAME_BYTES_MAX: Final = 240
 # How long leaving a replicator's or listener's block may take before it is cut off.
 STOP_TIMEOUT_S: Final = 10.0
 

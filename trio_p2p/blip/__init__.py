@@ -1,0 +1,25 @@
+"""BLIP 3, the message protocol below replication, without any I/O.
+
+`varint` < `frames` < `compress` < `outbox` and `message` < `connection`. The rest of the package
+needs only the names here.
+"""
+
+from __future__ import annotations
+
+from trio_p2p.blip.connection import (
+    Connection,
+    ErrorReceived,
+    Event,
+    ReplyReceived,
+    RequestReceived,
+)
+from trio_p2p.blip.message import Message
+
+__all__ = [
+    "Connection",
+    "Message",
+    "Event",
+    "RequestReceived",
+    "ReplyReceived",
+    "ErrorReceived",
+]

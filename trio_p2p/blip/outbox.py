@@ -1,0 +1,133 @@
+"""What waits to be sent: whose turn it is, and who must wait for acknowledgements.
+
+Messages take turns, one frame each, so that a large one does not hold up the others. Urgent ones
+go ahead, but leave every other turn to a normal one. A message of which too much is unacknowledged
+leaves the queue until the receiver has caught up. Source: LiteCore's BLIPConnection.cc.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+from trio_p2p import limits
+from trio_p2p.blip.compress import DEFLATE_OVERHEAD_BYTES
+from trio_p2p.blip.frames import CHECKSUM_BYTES, HEADER_BYTES_MAX, REQUEST, TYPE_MASK, URGENT
+
+FRAME_OVERHEAD_BYTES: Final = HEADER_BYTES_MAX + CHECKSUM_BYTES + DEFLATE_OVERHEAD_BYTES
+
+
+@dataclass(slots=True, eq=False)
+class Outgoing:
+    """A message on its way out: `offset` bytes of `data` are framed already.
+
+    `sent_bytes` and `acknowledged_bytes` count as receivers do: payloads as they are on the wire,
+    checksums included.
+    """
+
+    number: int
+    flags: int
+    data: bytes
+    offset: int = 0
+    sent_bytes: int = 0
+    acknowledged_bytes: int = 0
+    stalled: bool = False
+
+    @property
+    def key(self) -> tuple[bool, int]:
+        """What acknowledgements name it by: whether it is a reply, and its number."""
+        return self.flags & TYPE_MASK != REQUEST, self.number
+
+    @property
+    def window_full(self) -> bool:
+        """Whether the receiver must acknowledge before more of it may be sent."""
+        return self.sent_bytes - self.acknowledged_bytes >= limits.UNACKNOWLEDGED_BYTES_MAX
+
+
+class Outbox:
+    """The queue of outgoing messages; `unsent_bytes` of them are not framed yet."""
+
+    def __init__(self) -> None:
+        self.unsent_bytes = 0
+        self._queue: deque[Outgoing] = deque()
+        self._begun: dict[tuple[bool, int], Outgoing] = {}
+
+    def add(self, message: Outgoing) -> None:
+        """Queue a new message."""
+        self.unsent_bytes += len(message.data)
+        self._enqueue(message)
+
+    def take(self) -> tuple[Outgoing, bytes | memoryview] | None:
+        """Take the next message off the queue, with the piece of it that the next frame carries.
+
+        `sent` must follow before anything else is done with the outbox.
+        """
+        if not self._queue:
+            return None
+        message = self._queue.popleft()
+        bytes_max = self._frame_bytes_max(message) - FRAME_OVERHEAD_BYTES
+        if not message.offset and len(message.data) <= bytes_max:
+            return message, message.data
+        return message, memoryview(message.data)[message.offset : message.offset + bytes_max]
+
+    def sent(self, message: Outgoing, piece_bytes: int, wire_bytes: int) -> None:
+        """Note that a piece was framed; the message queues again if there is more of it."""
+        self.unsent_bytes -= piece_bytes
+        message.offset += piece_bytes
+        message.sent_bytes += wire_bytes
+        if message.offset == len(message.data):
+            self._begun.pop(message.key, None)
+            return
+        self._begun[message.key] = message
+        message.stalled = message.window_full
+        if not message.stalled:
+            self._enqueue(message)
+
+    def acknowledge(self, key: tuple[bool, int], bytes_received: int) -> None:
+        """Note how much of a message has arrived; one that waited for it queues again.
+
+        An acknowledgement of a message that is not under way comes late and says nothing.
+        """
+        message = self._begun.get(key)
+        if message is None:
+            return
+        # A peer that claims more than was sent must not get an endless window.
+        received = min(bytes_received, message.sent_bytes)
+        message.acknowledged_bytes = max(message.acknowledged_bytes, received)
+        if message.stalled and not message.window_full:
+            message.stalled = False
+            self._enqueue(message)
+
+    def clear(self) -> None:
+        """Forget every message."""
+        self.unsent_bytes = 0
+        self._queue.clear()
+        self._begun.clear()
+
+    def _frame_bytes_max(self, message: Outgoing) -> int:
+        urgent_waits = self._queue and self._queue[0].flags & URGENT
+        if urgent_waits and not message.flags & URGENT:
+            return limits.FRAME_BYTES_WHEN_URGENT_WAITS
+        return limits.FRAME_BYTES_MAX
+
+    def _enqueue(self, message: Outgoing) -> None:
+        if message.flags & URGENT:
+            self._queue.insert(self._urgent_place(message), message)
+        else:
+            self._queue.append(message)
+
+    def _urgent_place(self, message: Outgoing) -> int:
+        """Find the place of an urgent message in the queue.
+
+        It goes behind the last urgent one with a normal one between, else behind the first. A new
+        message stays behind every other new one: requests must begin in the order of their numbers.
+        """
+        place = len(self._queue)
+        for waiting in reversed(self._queue):
+            if waiting.flags & URGENT:
+                return place + 1
+            if not message.offset and not waiting.offset:
+                return place
+            place -= 1
+        return 1
