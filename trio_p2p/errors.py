@@ -183,7 +183,14 @@ class AuthError(HandshakeError):
 
 
 class TrustError(ConnectError):
-    """The peer's certificate was refused by the trust configured here."""
+    """The peer's certificate was refused by the trust configured here.
+
+    `certificates` is the chain it presented, leaf first, for showing or pinning it.
+    """
+
+    def __init__(self, message: str, *, certificates: tuple[Any, ...] = (), **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.certificates = certificates
 
 
 class ConnectionLostError(TrioP2PError):
