@@ -1,0 +1,60 @@
+"""Conflicting revisions that wait for a resolver, beside the current revision they conflict with.
+
+They stand in a table of their own, so that waiting costs no memory and outlives a restart.
+"""
+
+from __future__ import annotations
+
+from trio_p2p.ids import DocumentID, Sequence
+from trio_p2p.model.document import Revision
+from trio_p2p.model.version import Order, Version
+from trio_p2p.store import keys, records
+from trio_p2p.store.transaction import ReadTransaction, WriteTransaction
+
+
+def add(
+    txn: WriteTransaction, collection: int, document_id: DocumentID, revision: Revision
+) -> None:
+    """Let a revision wait, in place of those it includes; nothing if it waits already."""
+    for waiting in of_document(txn, collection, document_id):
+        order = revision.compare(waiting)
+        if order is Order.SAME:
+            return
+        if order is Order.NEWER:
+            remove(txn, collection, document_id, waiting.version)
+    key = keys.conflict(collection, document_id, revision.version)
+    txn.raw.put(key, records.pack_revision(revision, Sequence(0)), db=txn.tables.conflicts)
+
+
+def of_document(txn: ReadTransaction, collection: int, document_id: DocumentID) -> list[Revision]:
+    """The revisions of a document that wait, by version."""
+    prefix = keys.conflicts(collection, document_id)
+    found: list[Revision] = []
+    cursor = txn.raw.cursor(txn.tables.conflicts)
+    if cursor.set_range(prefix):
+        for key, value in cursor:
+            if key[: len(prefix)] != prefix:
+                break
+            found.append(records.unpack_revision(value).revision)
+    return found
+
+
+def remove(
+    txn: WriteTransaction, collection: int, document_id: DocumentID, version: Version
+) -> None:
+    """Let a revision wait no longer; nothing if it does not."""
+    txn.raw.delete(keys.conflict(collection, document_id, version), b"", txn.tables.conflicts)
+
+
+def documents(
+    txn: ReadTransaction, collection: int, after: DocumentID | None, limit: int
+) -> list[DocumentID]:
+    """The next documents after this one that have waiting revisions, in ID order."""
+    found: list[DocumentID] = []
+    prefix = keys.collection(collection)
+    at = prefix if after is None else keys.behind_conflicts(collection, after)
+    cursor = txn.raw.cursor(txn.tables.conflicts)
+    while len(found) < limit and cursor.set_range(at) and cursor.key()[:4] == prefix:
+        found.append(keys.read_conflict(bytes(cursor.key())))
+        at = keys.behind_conflicts(collection, found[-1])
+    return found

@@ -1,0 +1,178 @@
+"""Packed records: a fixed header, then parts whose lengths it tells.
+
+A body stands last, so that everything before it is read without touching the pages it fills.
+Readers take memoryviews of LMDB's pages and copy what outlives the transaction.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from trio_p2p.errors import StoreCorruptError
+from trio_p2p.ids import DocumentID, Sequence, SourceID
+from trio_p2p.model.document import EMPTY_BODY, Revision
+from trio_p2p.model.version import RevisionID, TreeRevisionID, Version, VersionVector
+
+_DELETED: Final = 1
+_NO_SEQUENCE: Final = Sequence(0)
+
+# A revision: flags, sequence, bytes of the vector, bytes of the tree revision IDs.
+_HEADER: Final = struct.Struct(">BQII")
+# A change: flags, bytes of the body; then the revision ID, then the document ID.
+_CHANGE: Final = struct.Struct(">BI")
+# A change whose revision ID is a version, up to the document ID.
+_VERSION_CHANGE: Final = struct.Struct(">BIBQ16s")
+# A vector of one version: no merged ones, time, source. Most documents have one author, so these
+# are written and read without a loop.
+_SINGLE: Final = struct.Struct(">HQ16s")
+_SINGLE_HEADER: Final = struct.Struct(">BQIIHQ16s")
+_COLLECTION: Final = struct.Struct(">QQ")
+_PEER_CHECKPOINT: Final = struct.Struct(">QI")
+
+
+class Stored(NamedTuple):
+    """A document's current revision, and the sequence it was stored under."""
+
+    revision: Revision
+    sequence: Sequence
+
+
+class ChangeRow(NamedTuple):
+    """The latest change of a document: what a peer must be offered."""
+
+    sequence: Sequence
+    document_id: DocumentID
+    revision_id: RevisionID
+    deleted: bool
+    body_bytes: int
+
+
+@dataclass(slots=True)
+class CollectionState:
+    """A collection's name, the last sequence given in it, and how many live documents it has."""
+
+    full_name: str
+    last_sequence: Sequence = _NO_SEQUENCE
+    count: int = 0
+
+
+def pack_revision(revision: Revision, sequence: Sequence) -> bytes:
+    """A revision with all it has. One that is not current has the sequence 0."""
+    vector = _pack_vector(revision.vector)
+    trees = b"".join(map(_pack_tree, revision.trees)) if revision.trees else b""
+    header = _HEADER.pack(revision.deleted, sequence, len(vector), len(trees))
+    return b"".join((header, vector, trees, revision.body))
+
+
+def unpack_revision(raw: memoryview, *, with_body: bool = True) -> Stored:
+    """Read what `pack_revision` wrote, copied; without its body if that is not wanted.
+
+    Raises: StoreCorruptError.
+    """
+    try:
+        flags, sequence, vector_bytes, tree_bytes, _, time, source = _SINGLE_HEADER.unpack_from(raw)
+        trees_at = _HEADER.size + vector_bytes
+        body_at = trees_at + tree_bytes
+        if vector_bytes == _SINGLE.size:
+            vector = VersionVector(Version(time, source))
+        else:
+            vector = VersionVector.from_bytes(bytes(raw[_HEADER.size : trees_at]))
+        trees = _unpack_trees(bytes(raw[trees_at:body_at])) if tree_bytes else ()
+    except (struct.error, ValueError, IndexError) as exc:
+        raise StoreCorruptError("a damaged revision record", bytes=len(raw)) from exc
+    body = bytes(raw[body_at:]) if with_body else EMPTY_BODY
+    return Stored(Revision(vector, body, flags & _DELETED == _DELETED, trees), sequence)
+
+
+def unpack_place(raw: memoryview) -> tuple[bool, Sequence]:
+    """Whether a revision record is a tombstone, and its sequence."""
+    flags, sequence, _, _ = _HEADER.unpack_from(raw)
+    return flags & _DELETED == _DELETED, sequence
+
+
+def pack_change(revision: Revision, document_id: bytes) -> bytes:
+    """A row of the change feed; the ID is UTF-8."""
+    head = _CHANGE.pack(revision.deleted, len(revision.body))
+    return b"".join((head, pack_revision_id(revision.id), document_id))
+
+
+def unpack_change(sequence: Sequence, raw: memoryview) -> ChangeRow:
+    """Read what `pack_change` wrote."""
+    revision_id: RevisionID
+    if raw[_CHANGE.size] == 0:
+        flags, body_bytes, _, time, source = _VERSION_CHANGE.unpack_from(raw)
+        revision_id = Version(time, source)
+        name = raw[_VERSION_CHANGE.size :]
+    else:
+        flags, body_bytes = _CHANGE.unpack_from(raw)
+        revision_id = unpack_revision_id(bytes(raw[_CHANGE.size :]))
+        name = raw[_CHANGE.size + 1 + raw[_CHANGE.size] :]
+    return ChangeRow(
+        sequence,
+        DocumentID(str(name, "utf-8")),
+        revision_id,
+        flags & _DELETED == _DELETED,
+        body_bytes,
+    )
+
+
+def pack_revision_id(revision_id: RevisionID) -> bytes:
+    """0 and the version, or the length of a tree revision ID and that: tells its own end."""
+    if isinstance(revision_id, Version):
+        return b"\0" + revision_id.to_bytes()
+    return _pack_tree(revision_id)
+
+
+def unpack_revision_id(raw: bytes) -> RevisionID:
+    """Read what `pack_revision_id` wrote; more bytes may follow."""
+    if raw[0] == 0:
+        return Version(int.from_bytes(raw[1:9], "big"), SourceID(raw[9:25]))
+    return _unpack_tree(raw[1 : 1 + raw[0]])
+
+
+def _pack_vector(vector: VersionVector) -> bytes:
+    if vector.merged or vector.previous:
+        return vector.to_bytes()
+    return _SINGLE.pack(0, *vector.current)
+
+
+def _pack_tree(tree: TreeRevisionID) -> bytes:
+    return bytes((4 + len(tree.digest),)) + tree.generation.to_bytes(4, "big") + tree.digest
+
+
+def _unpack_tree(raw: bytes) -> TreeRevisionID:
+    return TreeRevisionID(int.from_bytes(raw[:4], "big"), raw[4:])
+
+
+def _unpack_trees(raw: bytes) -> tuple[TreeRevisionID, ...]:
+    trees = []
+    at = 0
+    while at < len(raw):
+        end = at + 1 + raw[at]
+        trees.append(_unpack_tree(raw[at + 1 : end]))
+        at = end
+    return tuple(trees)
+
+
+def pack_collection(state: CollectionState) -> bytes:
+    """A collection's record."""
+    return _COLLECTION.pack(state.last_sequence, state.count) + state.full_name.encode()
+
+
+def unpack_collection(raw: bytes) -> CollectionState:
+    """Read what `pack_collection` wrote."""
+    last_sequence, count = _COLLECTION.unpack_from(raw)
+    return CollectionState(raw[_COLLECTION.size :].decode(), last_sequence, count)
+
+
+def pack_peer_checkpoint(use: int, generation: int, body: bytes) -> bytes:
+    """A checkpoint kept for a peer: when it was used, how often it was set, and what it is."""
+    return _PEER_CHECKPOINT.pack(use, generation) + body
+
+
+def unpack_peer_checkpoint(raw: memoryview) -> tuple[int, int, bytes]:
+    """Read what `pack_peer_checkpoint` wrote."""
+    use, generation = _PEER_CHECKPOINT.unpack_from(raw)
+    return use, generation, bytes(raw[_PEER_CHECKPOINT.size :])
