@@ -1,0 +1,1 @@
+"""The ways typed messages are written on the wire."""

@@ -1,0 +1,186 @@
+"""A peer: BLIP over one transport, with one reader and one writer.
+
+The reader only parses and hands on; it never waits for anything but the transport, or two busy
+peers could each wait for the other to read. The writer alone encodes and sends frames, because
+encoding a frame changes the state of the connection and must happen once, in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NoReturn
+
+import trio
+
+from trio_p2p.blip import Connection, ErrorReceived, Message, ReplyReceived, RequestReceived
+from trio_p2p.errors import ConnectionLostError, PeerError, RemoteProtocolError
+from trio_p2p.transport.base import MessageTransport
+
+COMPRESSION_LEVEL = 6
+"""What LiteCore uses."""
+
+OnRequest = Callable[[int, Message], None]
+OnReply = Callable[[Message | PeerError | ConnectionLostError], None]
+
+
+class Pending:
+    """A request whose reply is awaited."""
+
+    def __init__(self) -> None:
+        self._settled = trio.Event()
+        self._reply: Message | PeerError | ConnectionLostError | None = None
+
+    def settle(self, reply: Message | PeerError | ConnectionLostError) -> None:
+        """The reply, or what came in its place, is there."""
+        self._reply = reply
+        self._settled.set()
+
+    async def wait(self) -> Message:
+        """Wait for the reply. Raises PeerError, ConnectionLostError. Cancelling: safe."""
+        await self._settled.wait()
+        match self._reply:
+            case Message() as reply:
+                return reply
+            case PeerError() as error:
+                raise error
+            case lost:
+                assert lost is not None
+                # Several requests may fail by one loss, and an exception is raised only once.
+                raise ConnectionLostError(lost.message, code=lost.code) from lost
+
+
+class Peer:
+    """The other side of one connection.
+
+    `run` must be running for anything to move; everything else may be called at any time before
+    the connection ends.
+    """
+
+    def __init__(self, transport: MessageTransport, *, compression: bool = True) -> None:
+        self._transport = transport
+        self._blip = Connection(compression_level=COMPRESSION_LEVEL if compression else 0)
+        self._waiting: dict[int, OnReply] = {}
+        self._work = trio.Event()
+        self._drained = trio.Event()
+        self._lost: ConnectionLostError | None = None
+        self.bytes_sent = 0
+        self.bytes_received = 0
+
+    async def run(self, on_request: OnRequest) -> NoReturn:
+        """Move messages until the connection ends, then raise what ended it.
+
+        `on_request` is called for each request, in order, from the reader: it must not block, and
+        answers now or later with `reply` or `refuse`.
+
+        Raises: ConnectionLostError (code 1000 after a polite goodbye), RemoteProtocolError.
+        Cancelling: ends the connection without a goodbye; close the transport first for one.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write)
+                await self._read(on_request)
+        except* (ConnectionLostError, RemoteProtocolError) as group:
+            error = _first(group)
+            self._lost = (
+                error
+                if isinstance(error, ConnectionLostError)
+                else ConnectionLostError("the peer broke the protocol", code=1002)
+            )
+            raise error from group
+        finally:
+            self._fail_waiting()
+        raise AssertionError("the reader ends by raising")
+
+    async def request(self, message: Message) -> Message:
+        """Send a request and wait for its reply.
+
+        Raises: PeerError if the peer answered with an error; ConnectionLostError.
+        Cancelling: safe; the request may still reach the peer, a late reply is dropped.
+        """
+        return await self.begin(message).wait()
+
+    def begin(self, message: Message) -> Pending:
+        """Queue a request now, to wait for its reply later."""
+        pending = Pending()
+        self.send(message, pending.settle)
+        return pending
+
+    def send(self, message: Message, on_reply: OnReply | None = None) -> None:
+        """Queue a request. `on_reply` is called once, with the reply or what came in its place.
+
+        It is called from the reader: it must not block nor raise.
+        """
+        if self._lost is not None:
+            if on_reply is not None:
+                on_reply(self._lost)
+            return
+        number = self._blip.send_request(message)
+        if on_reply is not None:
+            self._waiting[number] = on_reply
+        self._work.set()
+
+    def reply(self, number: int, message: Message) -> None:
+        """Queue the reply to the peer's request of this number."""
+        if self._lost is None:
+            self._blip.send_reply(number, message)
+            self._work.set()
+
+    def refuse(self, number: int, domain: str, code: int, text: str = "") -> None:
+        """Queue an error in place of a reply."""
+        if self._lost is None:
+            self._blip.send_error(number, domain, code, text)
+            self._work.set()
+
+    async def flush(self) -> None:
+        """Wait until everything queued has been given to the transport. Cancelling: safe."""
+        while self._work.is_set():
+            self._drained = trio.Event()
+            await self._drained.wait()
+
+    async def _read(self, on_request: OnRequest) -> NoReturn:
+        while True:
+            frame = await self._transport.receive()
+            self.bytes_received += len(frame)
+            for event in self._blip.receive_frame(frame):
+                match event:
+                    case RequestReceived(number, message):
+                        on_request(number, message)
+                    case ReplyReceived(number, message):
+                        self._settle(number, message)
+                    case ErrorReceived(number, domain, code, text):
+                        self._settle(number, PeerError(domain, code, text))
+            # An acknowledgement may have become due, or one of ours may have opened a window.
+            self._work.set()
+
+    async def _write(self) -> NoReturn:
+        while True:
+            await self._work.wait()
+            while (frame := self._blip.next_frame()) is not None:
+                self.bytes_sent += len(frame)
+                await self._transport.send(frame)
+            self._work = trio.Event()
+            self._drained.set()
+
+    def _settle(self, number: int, reply: Message | PeerError | ConnectionLostError) -> None:
+        on_reply = self._waiting.pop(number, None)
+        if on_reply is not None:
+            on_reply(reply)
+
+    def _fail_waiting(self) -> None:
+        if self._lost is None:
+            self._lost = ConnectionLostError("the connection was ended here", code=1000)
+        self._blip.close()
+        for number in list(self._waiting):
+            self._settle(number, self._lost)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> ConnectionLostError | RemoteProtocolError:
+    """The error that tells most: a broken protocol explains the loss that follows it."""
+    protocol, rest = group.split(RemoteProtocolError)
+    chosen: BaseException = protocol or rest or group
+    while isinstance(chosen, BaseExceptionGroup):
+        chosen = chosen.exceptions[0]
+    if isinstance(chosen, RemoteProtocolError):
+        return RemoteProtocolError(chosen.message, **chosen.facts)
+    assert isinstance(chosen, ConnectionLostError)
+    return ConnectionLostError(chosen.message, code=chosen.code, reason=chosen.reason)

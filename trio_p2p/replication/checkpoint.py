@@ -1,0 +1,109 @@
+"""Checkpoints: what both sides need not say again.
+
+A checkpoint holds which local sequences the peer has (or need not have), and up to which of the
+peer's sequences we have everything. Both sides keep a copy. Where the copies differ, only what
+both agree on counts, which is slow but never wrong.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from trio_p2p.model.sequence_set import SequenceSet
+from trio_p2p.replication.messages import RemoteSequence
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """`local`: our sequences that are done; `remote`: the peer's sequence reached, as JSON text."""
+
+    local: SequenceSet = field(default_factory=SequenceSet)
+    remote: RemoteSequence | None = None
+
+    def to_json(self, time_s: int) -> bytes:
+        """The body that both sides store. `time_s` is told for people to read."""
+        body: dict[str, Any] = {"time": time_s}
+        if self.local.low_water:
+            body["local"] = self.local.low_water
+        if len(self.local.ranges()) > 1:
+            body["localCompleted"] = self.local.to_pairs()
+        if self.remote is not None:
+            body["remote"] = orjson.Fragment(self.remote)
+        return orjson.dumps(body)
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Checkpoint:
+        """Read a body. Whatever cannot be understood counts as nothing done."""
+        try:
+            body = orjson.loads(text)
+            local = SequenceSet.from_pairs(body.get("localCompleted", ()))
+            low_water = body.get("local", 0)
+            if type(low_water) is int and 0 < low_water < 2**63:
+                local.add_range(0, low_water + 1)
+            remote = body.get("remote")
+        except (ValueError, AttributeError, TypeError):
+            return cls()
+        return cls(local, None if remote is None else _sequence_text(remote))
+
+    def agreed(self, other: Checkpoint) -> Checkpoint:
+        """What both copies say is done."""
+        return Checkpoint(self.local.intersection(other.local), _earlier(self.remote, other.remote))
+
+
+def checkpoint_id(
+    database_id: UUID, peer_key: str, collection: str, document_ids: Iterable[str] | None
+) -> str:
+    """The name of a checkpoint: whatever changes its meaning changes its name.
+
+    The direction is not part of it: a push-only replication keeps the `remote` part as it is, and
+    a pull-only one the `local` part, so both serve a later replication in both directions.
+    """
+    parts: list[Any] = [str(database_id), peer_key, collection]
+    if document_ids is not None:
+        parts.append(sorted(document_ids))
+    digest = hashlib.sha1(orjson.dumps(parts), usedforsecurity=False).digest()
+    return "cp-" + base64.b64encode(digest).decode("ascii")
+
+
+class RemoteSequences:
+    """The peer's sequences in the order it offered them, and how far all of them are done."""
+
+    def __init__(self, reached: RemoteSequence | None) -> None:
+        self.reached = reached
+        self._offered: dict[RemoteSequence, bool] = {}
+
+    def begin(self, sequence: RemoteSequence) -> None:
+        """Take note of an offered sequence."""
+        self._offered.setdefault(sequence, False)
+
+    def complete(self, sequence: RemoteSequence) -> None:
+        """Mark one as done; `reached` moves once everything before it is done too."""
+        if sequence not in self._offered:
+            return
+        self._offered[sequence] = True
+        while self._offered:
+            first = next(iter(self._offered))
+            if not self._offered[first]:
+                break
+            del self._offered[first]
+            self.reached = first
+
+
+def _sequence_text(value: Any) -> RemoteSequence:
+    return orjson.dumps(value).decode()
+
+
+def _earlier(ours: RemoteSequence | None, theirs: RemoteSequence | None) -> RemoteSequence | None:
+    """The earlier of two sequences; None, the beginning, where they cannot be ordered."""
+    if ours == theirs:
+        return ours
+    if ours is None or theirs is None or not (ours.isdecimal() and theirs.isdecimal()):
+        return None
+    return min(ours, theirs, key=int)

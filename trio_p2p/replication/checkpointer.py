@@ -1,0 +1,99 @@
+"""Saves the checkpoint of one collection: at the peer first, then here.
+
+If we crash in between, the copies disagree, and both sides fall back on what they agree on: slow,
+but correct. The other order could skip revisions that the peer never stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from trio_p2p.errors import PeerError
+from trio_p2p.replication.checkpoint import Checkpoint, RemoteSequences
+from trio_p2p.replication.knowledge import RemoteKnowledge
+from trio_p2p.replication.link import Link
+from trio_p2p.replication.messages import HeldCheckpoint
+from trio_p2p.store import checkpoints
+from trio_p2p.store.transaction import WriteTransaction
+
+
+class Checkpointer:
+    """Knows what was saved and saves what changed since."""
+
+    def __init__(
+        self,
+        link: Link,
+        checkpoint_id: str,
+        held: HeldCheckpoint,
+        knowledge: RemoteKnowledge,
+        *,
+        now_s: Callable[[], int],
+    ) -> None:
+        self._link = link
+        self._id = checkpoint_id
+        self._revision = held.revision
+        self._knowledge = knowledge
+        self._now_s = now_s
+        self.checkpoint, self._saved = self._agree(held)
+        self.sequences = RemoteSequences(self.checkpoint.remote)
+
+    @property
+    def unsaved(self) -> int:
+        """About how many documents were completed since the last save; 0 if nothing changed."""
+        self.checkpoint.remote = self.sequences.reached
+        if self.checkpoint == self._saved:
+            return 0
+        count = self.checkpoint.local.low_water - self._saved.local.low_water
+        ours, before = self.checkpoint.remote, self._saved.remote
+        if ours is not None and ours.isdecimal():
+            count += int(ours) - (int(before) if before and before.isdecimal() else 0)
+        return max(count, 1)
+
+    def forget(self) -> None:
+        """Start over with this peer: everything is offered again in both directions."""
+        self.checkpoint = Checkpoint()
+        self.sequences = RemoteSequences(None)
+
+    async def save(self) -> None:
+        """Save what is done now.
+
+        Raises: PeerError, ConnectionLostError. Cancelling: the checkpoint saved before stays valid.
+        """
+        self.checkpoint.remote = self.sequences.reached
+        saved = Checkpoint(self.checkpoint.local.copy(), self.checkpoint.remote)
+        noted = self._knowledge.take_noted()
+        body = saved.to_json(self._now_s())
+        await self._save_remotely(body)
+
+        def job(txn: WriteTransaction) -> None:
+            self._knowledge.store_noted(txn, noted)
+            checkpoints.set_local(txn, self._id, body)
+
+        await self._link.engine.write(job)
+        self._knowledge.forget_noted(noted)
+        self._saved = saved
+
+    async def _save_remotely(self, body: bytes) -> None:
+        profile, index = self._link.profile, self._link.index
+        try:
+            self._revision = await profile.set_checkpoint(index, self._id, self._revision, body)
+        except PeerError as exc:
+            if exc.code != 409:
+                raise
+            # Another replication between the same databases saved its own meanwhile.
+            held = await profile.get_checkpoint(index, self._id)
+            revision = held.revision if held else ""
+            self._revision = await profile.set_checkpoint(index, self._id, revision, body)
+
+    def _agree(self, held: HeldCheckpoint) -> tuple[Checkpoint, Checkpoint]:
+        """Where to start, and what counts as saved: what both copies agree on."""
+        with self._link.engine.read() as txn:
+            ours = checkpoints.local(txn, self._id)
+        if ours is None or not held.revision:
+            return Checkpoint(), Checkpoint()
+        agreed = Checkpoint.from_json(ours).agreed(Checkpoint.from_json(held.body))
+        if agreed.local.last > self._link.collection.last_sequence:
+            # The checkpoint claims more than this database ever had: it was restored or rolled
+            # back since, so neither direction can be trusted.
+            return Checkpoint(), Checkpoint()
+        return agreed, Checkpoint(agreed.local.copy(), agreed.remote)

@@ -1,0 +1,121 @@
+"""Offers the changes of one collection to a peer that subscribed to them."""
+
+from __future__ import annotations
+
+import trio
+
+from trio_p2p import limits
+from trio_p2p.errors import PeerError
+from trio_p2p.ids import Sequence
+from trio_p2p.replication.link import Link
+from trio_p2p.replication.messages import (
+    OfferedChange,
+    RevisionOutcome,
+    SentRevision,
+    SubscribeChanges,
+)
+from trio_p2p.replication.profile import PendingAnswers
+from trio_p2p.replication.sender import Promise, Sender
+from trio_p2p.replication.status import Direction
+from trio_p2p.store import changes
+from trio_p2p.store.records import ChangeRow
+
+
+class Feeder:
+    """The passive side's sending half for one collection: follows its change feed."""
+
+    def __init__(self, link: Link, request: SubscribeChanges) -> None:
+        self._link = link
+        self._continuous = request.continuous
+        self._active_only = request.active_only
+        self._document_ids = None if request.document_ids is None else set(request.document_ids)
+        self._batch = min(
+            request.batch or limits.CHANGES_PER_MESSAGE_MAX, limits.CHANGES_PER_MESSAGE_MAX
+        )
+        # Only sequences that we gave ourselves come back; anything else means from the beginning.
+        since = request.since or ""
+        self._cursor = Sequence(int(since) if since.isascii() and since.isdigit() else 0)
+        self._sender = Sender(link)
+        self._offering = 0
+        self.running = True
+
+    @property
+    def busy(self) -> bool:
+        """Whether offers or revisions are on their way."""
+        return bool(self._offering or self._sender.unanswered)
+
+    async def run(self) -> None:
+        """Offer everything since the cursor, and in a continuous subscription what follows."""
+        in_flight = trio.Semaphore(limits.CHANGES_MESSAGES_IN_FLIGHT_MAX)
+        async with trio.open_nursery() as nursery:
+            while True:
+                await in_flight.acquire()
+                offered = self._next_offers()
+                if offered:
+                    # Queued here, not in the task: "caught up" must come after it.
+                    answers = self._link.profile.offer(self._link.index, offered)
+                    self._offering += 1
+                    nursery.start_soon(self._follow, offered, answers, in_flight)
+                    continue
+                in_flight.release()
+                self._link.profile.tell_caught_up(self._link.index)
+                if not self._continuous:
+                    break
+                await self._link.engine.wait_change(self._link.number, self._cursor)
+        self.running = False
+
+    def _next_offers(self) -> list[OfferedChange]:
+        rows = self._next_rows()
+        self._link.journal.offered(len(rows))
+        return [
+            OfferedChange(
+                str(row.sequence), row.document_id, row.revision_id, row.deleted, row.body_bytes
+            )
+            for row in rows
+        ]
+
+    def _next_rows(self) -> list[ChangeRow]:
+        """The next changes to offer; none once the feed is read to its end."""
+        collection = self._link.collection
+        while self._cursor < collection.last_sequence:
+            last = collection.last_sequence
+            with self._link.engine.read() as txn:
+                rows = changes.read_since(txn, collection.number, self._cursor, self._batch)
+            self._cursor = rows[-1].sequence if rows else last
+            chosen = [row for row in rows if self._is_wanted(row)]
+            if chosen:
+                return chosen
+        return []
+
+    def _is_wanted(self, row: ChangeRow) -> bool:
+        if self._active_only and row.deleted:
+            return False
+        return self._document_ids is None or row.document_id in self._document_ids
+
+    async def _follow(
+        self, offered: list[OfferedChange], pending: PendingAnswers, in_flight: trio.Semaphore
+    ) -> None:
+        """Wait for the answers to an offer and send what is wanted."""
+        answers = await pending.wait()
+        in_flight.release()
+        promises = [
+            Promise(change.document_id, change.revision_id, change.sequence)
+            for change, answer in zip(offered, answers, strict=True)
+            if answer is not None
+        ]
+        self._link.journal.settled(len(offered) - len(promises))
+        await self._sender.send(promises, self._settled)
+        self._offering -= 1
+
+    def _settled(
+        self, promise: Promise, sent: SentRevision | None, outcome: RevisionOutcome
+    ) -> None:
+        journal, collection = self._link.journal, self._link.collection
+        if sent is not None and outcome.failed:
+            error = PeerError("HTTP", outcome.status, outcome.text)
+            journal.failed(Direction.PUSH, collection, promise.document_id, error)
+        elif sent is None or outcome.status:
+            journal.settled()
+        else:
+            deleted = sent.revision.deleted
+            journal.stored(Direction.PUSH, collection, promise.document_id, deleted)

@@ -1,0 +1,132 @@
+"""Stores the revisions that arrive: a batch at a time, in one transaction each."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from trio_p2p import limits
+from trio_p2p.errors import ClockSkewError, StoreFullError
+from trio_p2p.model.conflict import Arrival, judge_arrival, merge_revisions, revives, settle_alone
+from trio_p2p.model.document import Revision
+from trio_p2p.replication.knowledge import RemoteKnowledge
+from trio_p2p.replication.link import Link
+from trio_p2p.replication.messages import RevisionOutcome, SentRevision
+from trio_p2p.store import conflicts, documents
+from trio_p2p.store.transaction import WriteTransaction
+
+# Transient for every peer; unlike 503, it does not make Couchbase Lite drop the connection.
+STATUS_LATER = 429
+STATUS_CONFLICT = 409
+STATUS_INSUFFICIENT_STORAGE = 507
+
+
+@dataclass(frozen=True, slots=True)
+class Insertion:
+    """What became of one revision; `conflicted` if it now waits for a resolver."""
+
+    outcome: RevisionOutcome
+    conflicted: bool = False
+
+
+OnInserted = Callable[[Insertion], None]
+
+
+class Inserter:
+    """Stores what arrives in one collection.
+
+    On the active side (`knowledge` given) a conflicting revision is kept for the resolver; on the
+    passive side it is refused, and the peer resolves.
+    """
+
+    def __init__(self, link: Link, knowledge: RemoteKnowledge | None = None) -> None:
+        self._link = link
+        self._knowledge = knowledge
+        self._arrived: deque[tuple[SentRevision, bool, OnInserted]] = deque()
+        self._storing = 0
+
+    @property
+    def backlog(self) -> int:
+        """Revisions that arrived and are not stored yet."""
+        return len(self._arrived) + self._storing
+
+    def add(self, sent: SentRevision, on_inserted: OnInserted, *, may_revive: bool = False) -> None:
+        """Queue a revision. `on_inserted` is called once its fate is durable; it must not block.
+
+        `may_revive`: its proposal named no parent, so it may follow on a tombstone here.
+        """
+        self._arrived.append((sent, may_revive, on_inserted))
+        self._link.pulse.notify()
+
+    async def run(self) -> None:
+        """Store batches for ever. Cancelling: the batch being committed is finished."""
+        while True:
+            await self._link.pulse.until(lambda: bool(self._arrived))
+            size = min(len(self._arrived), limits.INSERT_BATCH_REVISIONS_MAX)
+            batch = [self._arrived.popleft() for _ in range(size)]
+            self._storing = size
+            try:
+                insertions = await self._store(
+                    [(sent, may_revive) for sent, may_revive, _ in batch]
+                )
+            finally:
+                self._storing = 0
+            for (_, _, on_inserted), insertion in zip(batch, insertions, strict=True):
+                on_inserted(insertion)
+            self._link.pulse.notify()
+
+    async def _store(self, batch: list[tuple[SentRevision, bool]]) -> list[Insertion]:
+        def job(txn: WriteTransaction) -> list[Insertion]:
+            return [self._insert(txn, sent, may_revive) for sent, may_revive in batch]
+
+        try:
+            insertions = await self._link.engine.write(job)
+        except StoreFullError as exc:
+            full = RevisionOutcome(STATUS_INSUFFICIENT_STORAGE, str(exc), retryable=True)
+            return [Insertion(full)] * len(batch)
+        if self._knowledge is not None:
+            for sent, _ in batch:
+                self._knowledge.stored(sent.document_id)
+        return insertions
+
+    def _insert(self, txn: WriteTransaction, sent: SentRevision, may_revive: bool) -> Insertion:
+        arrived = sent.revision
+        try:
+            # Before anything is stamped: what is made from this revision must be later than it.
+            txn.clock.see(arrived.vector.greatest().time)
+        except ClockSkewError as exc:
+            return Insertion(RevisionOutcome(STATUS_LATER, str(exc), retryable=True))
+        head = documents.head(txn, self._link.number, sent.document_id)
+        match judge_arrival(head.revision if head else None, arrived):
+            case Arrival.HELD:
+                insertion = Insertion(RevisionOutcome(304))
+            case Arrival.STORE:
+                self._put(txn, sent, arrived)
+                insertion = Insertion(RevisionOutcome())
+            case Arrival.CONFLICT:
+                insertion = self._conflict(txn, sent, may_revive)
+        if self._knowledge is not None:
+            self._knowledge.store(txn, sent.document_id, arrived.id)
+        return insertion
+
+    def _conflict(self, txn: WriteTransaction, sent: SentRevision, may_revive: bool) -> Insertion:
+        local = documents.get(txn, self._link.number, sent.document_id)
+        assert local is not None
+        current, arrived = local.revision, sent.revision
+        active = self._knowledge is not None
+        revived = not active and may_revive and revives(current, arrived.id, None)
+        if not active and not revived:
+            text = "conflicts with the current revision"
+            return Insertion(RevisionOutcome(STATUS_CONFLICT, text))
+        settled = settle_alone(current, arrived, txn.stamp)
+        if settled is None and revived:
+            settled = merge_revisions(arrived, current, arrived.body, arrived.deleted, txn.stamp())
+        if settled is None:
+            conflicts.add(txn, self._link.number, sent.document_id, arrived)
+            return Insertion(RevisionOutcome(), conflicted=True)
+        self._put(txn, sent, settled)
+        return Insertion(RevisionOutcome())
+
+    def _put(self, txn: WriteTransaction, sent: SentRevision, revision: Revision) -> None:
+        documents.put_revision(txn, self._link.number, sent.document_id, revision)

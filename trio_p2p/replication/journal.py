@@ -1,0 +1,107 @@
+"""What happened in one replication: counters and document events, kept across its sessions."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+
+from trio_p2p import limits
+from trio_p2p.errors import TrioP2PError
+from trio_p2p.ids import DocumentID
+from trio_p2p.model.document import CollectionName
+from trio_p2p.replication.status import (
+    Direction,
+    DocumentFlags,
+    DocumentReplication,
+    Progress,
+    ReplicatorStatistics,
+)
+
+
+class Journal:
+    """Collects what pushers, pullers and resolvers report; readers take frozen snapshots."""
+
+    def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
+        """`on_change` is called after every report; it must not block."""
+        self._on_change = on_change
+        self._statistics = ReplicatorStatistics()
+        self._counts = {Direction.PUSH: 0, Direction.PULL: 0}
+        self._offered = self._settled = self._failed = self._resolved = 0
+        self.events: deque[DocumentReplication] = deque(maxlen=limits.DOCUMENT_EVENTS_MAX)
+        self.event_count = 0
+
+    def offered(self, count: int) -> None:
+        """Revisions were offered, by either side."""
+        self._offered += count
+        self._on_change()
+
+    def settled(self, count: int = 1) -> None:
+        """Offered revisions turned out not to be needed."""
+        self._settled += count
+        self._on_change()
+
+    def stored(
+        self,
+        direction: Direction,
+        collection: CollectionName,
+        document_id: DocumentID,
+        deleted: bool,
+    ) -> None:
+        """The receiving side stored a revision."""
+        self._counts[direction] += 1
+        self._settled += 1
+        flags = DocumentFlags.DELETED if deleted else DocumentFlags.NONE
+        self._tell(DocumentReplication(direction, collection, document_id, flags))
+
+    def failed(
+        self,
+        direction: Direction,
+        collection: CollectionName,
+        document_id: DocumentID,
+        error: TrioP2PError,
+    ) -> None:
+        """One document could not be replicated."""
+        self._failed += 1
+        self._settled += 1
+        self._tell(DocumentReplication(direction, collection, document_id, error=error))
+
+    def resolved(self) -> None:
+        """A conflict was resolved."""
+        self._resolved += 1
+        self._on_change()
+
+    def connected(self) -> None:
+        """A session began."""
+        self._statistics = replace(self._statistics, connections=self._statistics.connections + 1)
+
+    def moved(self, bytes_sent: int, bytes_received: int) -> None:
+        """A session ended that moved so many bytes."""
+        statistics = self._statistics
+        self._statistics = replace(
+            statistics,
+            wire_bytes_sent=statistics.wire_bytes_sent + bytes_sent,
+            wire_bytes_received=statistics.wire_bytes_received + bytes_received,
+        )
+
+    def statistics(self) -> ReplicatorStatistics:
+        """All counters now."""
+        return replace(
+            self._statistics,
+            documents_pushed=self._counts[Direction.PUSH],
+            documents_pulled=self._counts[Direction.PULL],
+            documents_offered=self._offered,
+            documents_failed=self._failed,
+            conflicts_resolved=self._resolved,
+        )
+
+    def progress(self) -> Progress:
+        """Documents done and known of."""
+        return Progress(
+            self._settled, max(self._offered, self._settled), sum(self._counts.values())
+        )
+
+    def _tell(self, event: DocumentReplication) -> None:
+        self.events.append(event)
+        self.event_count += 1
+        self._on_change()

@@ -1,0 +1,265 @@
+"""One connection of a passive peer: it answers, and never decides a conflict."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from trio_p2p import limits
+from trio_p2p.errors import ConflictError, ReplicationError, TrioP2PError
+from trio_p2p.ids import DocumentID
+from trio_p2p.model.conflict import ProposalStatus, judge_proposal
+from trio_p2p.peer import Peer
+from trio_p2p.replication.failure import replication_error
+from trio_p2p.replication.feeder import Feeder
+from trio_p2p.replication.inserter import Inserter, Insertion
+from trio_p2p.replication.journal import Journal
+from trio_p2p.replication.link import Link, Pulse
+from trio_p2p.replication.messages import (
+    Accepted,
+    CheckpointSaved,
+    CollectionsReply,
+    GetCheckpoint,
+    GetCollections,
+    HeldCheckpoint,
+    NoRevision,
+    OfferChanges,
+    Proposal,
+    ProposalAnswer,
+    ProposalsReply,
+    ProposeChanges,
+    Refusal,
+    Request,
+    Respond,
+    RevisionOutcome,
+    RevisionsReply,
+    SendRevisions,
+    SentRevision,
+    SetCheckpoint,
+    SubscribeChanges,
+)
+from trio_p2p.replication.profiles.couchbase import CouchbaseProfile
+from trio_p2p.replication.status import Direction
+from trio_p2p.store import checkpoints, documents
+from trio_p2p.store.database import Collection
+from trio_p2p.store.transaction import ReadTransaction, WriteTransaction
+from trio_p2p.transport.base import MessageTransport
+
+
+@dataclass(slots=True)
+class _Part:
+    """What works on one collection."""
+
+    link: Link
+    inserter: Inserter
+    feeder: Feeder | None = None
+    # Proposals wait here while the inserter is behind.
+    proposals: deque[tuple[ProposeChanges, Respond]] = field(default_factory=deque)
+    # Documents deleted here that the peer, knowing nothing of them, writes anew.
+    revivals: set[DocumentID] = field(default_factory=set)
+
+
+class PassiveSession:
+    """Serves some collections of one database to one peer."""
+
+    def __init__(
+        self, transport: MessageTransport, collections: Sequence[Collection], journal: Journal
+    ) -> None:
+        self._transport = transport
+        self._collections = {collection.full_name: collection for collection in collections}
+        self._engine = collections[0].database.engine
+        self._journal = journal
+        self._pulse = Pulse()
+        self._peer = Peer(transport)
+        self._profile = CouchbaseProfile(self._peer, self._handle, active=False)
+        self._parts: list[_Part] = []
+        self._tasks: trio.Nursery | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether revisions are under way in either direction."""
+        return any(
+            part.inserter.backlog or part.proposals or (part.feeder and part.feeder.busy)
+            for part in self._parts
+        )
+
+    async def run(self) -> None:
+        """Serve until the peer says goodbye.
+
+        Raises: ReplicationError if the connection ended in another way.
+        Cancelling: ends the connection without a goodbye; close the transport first for one.
+        """
+        failure: BaseExceptionGroup[TrioP2PError] | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                self._tasks = nursery
+                await self._peer.run(self._profile.on_request)
+        except* TrioP2PError as group:
+            failure = group
+        finally:
+            self._tasks = None
+            self._transport.abort()
+            self._journal.moved(self._peer.bytes_sent, self._peer.bytes_received)
+        if failure is None:
+            return
+        error = replication_error(failure)
+        if error.status not in (1000, 1001):
+            raise error from failure
+
+    def _handle(self, request: Request, respond: Respond) -> None:
+        if isinstance(request, GetCollections):
+            self._open(request, respond)
+            return
+        if not self._parts and not self._open_default(request):
+            respond(Refusal(400, "the first message names the collections"))
+            return
+        if request.collection >= len(self._parts):
+            respond(Refusal(400, "no such collection index"))
+            return
+        part = self._parts[request.collection]
+        match request:
+            case GetCheckpoint():
+                self._get_checkpoint(request, respond)
+            case SetCheckpoint():
+                self._start(self._set_checkpoint, request, respond)
+            case SubscribeChanges():
+                self._subscribe(part, request, respond)
+            case ProposeChanges():
+                part.proposals.append((request, respond))
+                self._answer_proposals(part)
+            case SendRevisions():
+                self._arrived(part, request, respond)
+            case OfferChanges():
+                respond(Refusal(409, "use proposeChanges", "BLIP"))
+            case NoRevision(document_id=document_id):
+                part.revivals.discard(document_id)
+
+    # --- Opening and checkpoints -----------------------------------------------------------------
+
+    def _open(self, request: GetCollections, respond: Respond) -> None:
+        if self._parts:
+            respond(Refusal(400, "the collections were named already"))
+            return
+        if request.database_id == self._engine.id:
+            text = "both peers hold copies of the same database; give one of them a new identity"
+            respond(Refusal(409, text))
+            return
+        found = [self._collections.get(name) for name in request.names]
+        with self._engine.read() as txn:
+            held = tuple(
+                None if collection is None else _held(txn, client)
+                for collection, client in zip(found, request.checkpoint_ids, strict=True)
+            )
+        if all(found):
+            self._journal.connected()
+            for collection in found:
+                assert collection is not None
+                self._add_part(collection)
+        respond(CollectionsReply(held, self._engine.id))
+
+    def _open_default(self, request: Request) -> bool:
+        """Before 3.1 Couchbase Lite knew of no collections and began with its checkpoint."""
+        default = self._collections.get("_default")
+        if default is None or not isinstance(request, GetCheckpoint):
+            return False
+        self._journal.connected()
+        self._add_part(default)
+        return True
+
+    def _add_part(self, collection: Collection) -> None:
+        link = Link(collection, len(self._parts), self._profile, self._journal, self._pulse)
+        part = _Part(link, Inserter(link))
+        self._parts.append(part)
+        self._start(part.inserter.run)
+
+    def _get_checkpoint(self, request: GetCheckpoint, respond: Respond) -> None:
+        with self._engine.read() as txn:
+            held = _held(txn, request.client)
+        respond(held if held.revision else Refusal(404, "no such checkpoint"))
+
+    async def _set_checkpoint(self, request: SetCheckpoint, respond: Respond) -> None:
+        def job(txn: WriteTransaction) -> str:
+            return checkpoints.set_peer(txn, request.client, request.revision, request.body)
+
+        try:
+            revision = await self._engine.write(job)
+        except ConflictError as exc:
+            respond(Refusal(409, str(exc)))
+        else:
+            respond(CheckpointSaved(revision))
+
+    # --- Being pulled from -----------------------------------------------------------------------
+
+    def _subscribe(self, part: _Part, request: SubscribeChanges, respond: Respond) -> None:
+        if part.feeder is not None and part.feeder.running:
+            respond(Refusal(500, "a subscription to this collection is running"))
+            return
+        respond(Accepted())
+        part.feeder = Feeder(part.link, request)
+        self._start(part.feeder.run)
+
+    # --- Being pushed to -------------------------------------------------------------------------
+
+    def _answer_proposals(self, part: _Part) -> None:
+        """Answer what waits, as far as the inserter keeps up."""
+        while part.proposals and part.inserter.backlog < limits.REVISIONS_REQUESTED_MAX:
+            request, respond = part.proposals.popleft()
+            self._journal.offered(len(request.proposals))
+            with self._engine.read() as txn:
+                answers = tuple(self._judge(txn, part, p) for p in request.proposals)
+            respond(ProposalsReply(answers))
+
+    def _judge(self, txn: ReadTransaction, part: _Part, proposal: Proposal) -> ProposalAnswer:
+        head = documents.head(txn, part.link.number, proposal.document_id)
+        current = head.revision if head else None
+        status = judge_proposal(current, proposal.revision_id, proposal.parent)
+        if status is not ProposalStatus.WANTED:
+            self._journal.settled()
+        if status is ProposalStatus.CONFLICT:
+            assert current is not None
+            return ProposalAnswer(status, current.trees[0] if current.is_legacy else current.vector)
+        if current is not None and current.deleted and proposal.parent is None:
+            part.revivals.add(proposal.document_id)
+        return ProposalAnswer(status)
+
+    def _arrived(self, part: _Part, request: SendRevisions, respond: Respond) -> None:
+        outcomes: list[RevisionOutcome] = []
+
+        def on_inserted(sent: SentRevision, insertion: Insertion) -> None:
+            outcomes.append(insertion.outcome)
+            self._tell(part, sent, insertion.outcome)
+            if len(outcomes) == len(request.revisions):
+                respond(RevisionsReply(tuple(outcomes)))
+            self._answer_proposals(part)
+
+        for sent in request.revisions:
+            may_revive = sent.document_id in part.revivals
+            part.revivals.discard(sent.document_id)
+            part.inserter.add(
+                sent,
+                lambda insertion, sent=sent: on_inserted(sent, insertion),  # type: ignore[misc]
+                may_revive=may_revive,
+            )
+
+    def _tell(self, part: _Part, sent: SentRevision, outcome: RevisionOutcome) -> None:
+        collection = part.link.collection
+        if outcome.failed:
+            error = ReplicationError(outcome.text, status=outcome.status)
+            self._journal.failed(Direction.PULL, collection, sent.document_id, error)
+        elif outcome.status:
+            self._journal.settled()
+        else:
+            deleted = sent.revision.deleted
+            self._journal.stored(Direction.PULL, collection, sent.document_id, deleted)
+
+    def _start(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
+        assert self._tasks is not None
+        self._tasks.start_soon(function, *args)
+
+
+def _held(txn: ReadTransaction, client: str) -> HeldCheckpoint:
+    found = checkpoints.peer(txn, client)
+    return HeldCheckpoint(found.revision, found.body) if found else HeldCheckpoint("", b"{}")

@@ -1,0 +1,74 @@
+"""What a profile does: carry typed messages over a peer.
+
+Pusher and Puller deal in batches of typed messages and never know how a profile writes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from trio_p2p.model.version import RevisionID
+from trio_p2p.replication.messages import (
+    CollectionsReply,
+    GetCollections,
+    HeldCheckpoint,
+    NoRevision,
+    OfferedChange,
+    OnOutcome,
+    Proposal,
+    ProposalAnswer,
+    SentRevision,
+    SubscribeChanges,
+    Wanted,
+)
+
+
+class PendingAnswers(Protocol):
+    """The answers to an offer, on their way."""
+
+    async def wait(self) -> Sequence[Wanted | None]: ...
+
+
+class Profile(Protocol):
+    """Asks the other side. Coroutines raise PeerError for a refusal and ConnectionLostError."""
+
+    @property
+    def replacements_wanted(self) -> bool:
+        """Whether the peer takes a newer revision in place of the promised one."""
+        ...
+
+    async def get_collections(self, request: GetCollections) -> CollectionsReply: ...
+
+    async def get_checkpoint(self, collection: int, client: str) -> HeldCheckpoint | None: ...
+
+    async def set_checkpoint(
+        self, collection: int, client: str, revision: str, body: bytes
+    ) -> str: ...
+
+    async def subscribe(self, request: SubscribeChanges) -> None: ...
+
+    def offer(self, collection: int, changes: Sequence[OfferedChange]) -> PendingAnswers:
+        """Queue an offer now, before whatever is queued next; its answers are waited for later."""
+        ...
+
+    async def propose(
+        self, collection: int, proposals: Sequence[Proposal]
+    ) -> Sequence[ProposalAnswer]: ...
+
+    def tell_caught_up(self, collection: int) -> None:
+        """Say that there is nothing (more) to offer or propose."""
+        ...
+
+    def send_revisions(
+        self, collection: int, revisions: Sequence[SentRevision], on_outcome: OnOutcome
+    ) -> None:
+        """Queue revisions; `on_outcome` is called for each of them, once, without blocking."""
+        ...
+
+    def send_no_revision(self, message: NoRevision) -> None: ...
+
+
+def describe(revision_id: RevisionID | None) -> str:
+    """A revision ID, or the empty text where there is none, as it stands in messages."""
+    return "" if revision_id is None else str(revision_id)

@@ -1,0 +1,181 @@
+"""The active side's receiving half for one collection."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from trio_p2p import limits
+from trio_p2p.errors import ClockSkewError, PeerError, TrioP2PError
+from trio_p2p.ids import DocumentID
+from trio_p2p.model.version import RevisionID, Version
+from trio_p2p.replication.checkpoint import RemoteSequences
+from trio_p2p.replication.inserter import STATUS_LATER, Inserter, Insertion
+from trio_p2p.replication.knowledge import RemoteKnowledge
+from trio_p2p.replication.link import Link
+from trio_p2p.replication.messages import (
+    NoRevision,
+    OfferChanges,
+    OfferedChange,
+    OffersReply,
+    RemoteSequence,
+    Respond,
+    RevisionOutcome,
+    RevisionsReply,
+    SendRevisions,
+    SentRevision,
+    SubscribeChanges,
+    Wanted,
+)
+from trio_p2p.replication.resolver import Resolver
+from trio_p2p.replication.status import Direction
+from trio_p2p.store import conflicts, documents
+from trio_p2p.store.transaction import ReadTransaction
+
+
+class Puller:
+    """Subscribes to the peer's changes, asks for those that are missing and stores them.
+
+    It holds the peer back by leaving its offers unanswered while many revisions are on their way.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        knowledge: RemoteKnowledge,
+        sequences: RemoteSequences,
+        resolver: Resolver,
+    ) -> None:
+        self._link = link
+        self._knowledge = knowledge
+        self._sequences = sequences
+        self._resolver = resolver
+        self._inserter = Inserter(link, knowledge)
+        self._offers: deque[tuple[OfferChanges, Respond]] = deque()
+        self._requested: dict[RemoteSequence, DocumentID] = {}
+        self._answering = False
+        self._caught_up = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything the peer has is still to be pulled, as far as is known."""
+        return not self._caught_up or self._unfinished
+
+    @property
+    def _unfinished(self) -> bool:
+        return bool(self._offers or self._answering or self._requested or self._inserter.backlog)
+
+    async def run(
+        self, *, continuous: bool, active_only: bool, document_ids: Sequence[str] | None
+    ) -> None:
+        """Pull until cancelled. Raises PeerError if the peer will not be pulled from."""
+        await self._link.profile.subscribe(
+            SubscribeChanges(
+                collection=self._link.index,
+                since=self._sequences.reached,
+                continuous=continuous,
+                batch=limits.CHANGES_PER_MESSAGE_MAX,
+                active_only=active_only,
+                document_ids=None if document_ids is None else tuple(document_ids),
+            )
+        )
+        while True:
+            await self._link.pulse.until(self._may_answer)
+            self._answering = True
+            request, respond = self._offers.popleft()
+            self._answer(request, respond)
+            self._answering = False
+            self._link.pulse.notify()
+
+    async def run_inserter(self) -> None:
+        """Store what arrives, until cancelled."""
+        await self._inserter.run()
+
+    def offered(self, request: OfferChanges, respond: Respond) -> None:
+        """The peer offers changes."""
+        self._offers.append((request, respond))
+        self._link.pulse.notify()
+
+    def arrived(self, request: SendRevisions, respond: Respond) -> None:
+        """Revisions asked for have come."""
+        outcomes: list[RevisionOutcome] = []
+
+        def on_inserted(sent: SentRevision, insertion: Insertion) -> None:
+            self._inserted(sent, insertion)
+            outcomes.append(insertion.outcome)
+            if len(outcomes) == len(request.revisions):
+                respond(RevisionsReply(tuple(outcomes)))
+
+        for sent in request.revisions:
+            self._inserter.add(sent, lambda insertion, sent=sent: on_inserted(sent, insertion))  # type: ignore[misc]
+
+    def withheld(self, message: NoRevision) -> None:
+        """A promised revision will not come: its document changed again, or is gone."""
+        if self._requested.pop(message.sequence, None) is None:
+            return
+        error = PeerError("HTTP", message.status, message.reason)
+        if not error.retryable:
+            self._sequences.complete(message.sequence)
+        self._link.journal.failed(Direction.PULL, self._link.collection, message.document_id, error)
+        self._link.pulse.notify()
+
+    def _may_answer(self) -> bool:
+        return bool(self._offers) and len(self._requested) < limits.REVISIONS_REQUESTED_MAX
+
+    def _answer(self, request: OfferChanges, respond: Respond) -> None:
+        if not request.changes:
+            self._caught_up = True
+        with self._link.engine.read() as txn:
+            answers = tuple(self._wanted(txn, change) for change in request.changes)
+        respond(OffersReply(answers))
+
+    def _wanted(self, txn: ReadTransaction, change: OfferedChange) -> Wanted | None:
+        self._sequences.begin(change.sequence)
+        head = documents.head(txn, self._link.number, change.document_id)
+        known = self._knowledge.of(txn, change.document_id)
+        held = head is not None and (
+            head.revision.has(change.revision_id)
+            or any(
+                waiting.has(change.revision_id)
+                for waiting in conflicts.of_document(txn, self._link.number, change.document_id)
+            )
+        )
+        if held:
+            self._held(change, known)
+            return None
+        self._link.journal.offered(1)
+        self._requested[change.sequence] = change.document_id
+        ancestors: list[RevisionID] = [] if head is None else [head.revision.id]
+        if head is not None and known is not None and known not in ancestors:
+            ancestors.append(known)
+        return Wanted(tuple(ancestors))
+
+    def _held(self, change: OfferedChange, known: RevisionID | None) -> None:
+        """The offered revision is here already."""
+        offered = change.revision_id
+        if known != offered:
+            self._knowledge.note(change.document_id, offered)
+        self._sequences.complete(change.sequence)
+        # What we made ourselves only comes back to us: that is no offer.
+        if not (isinstance(offered, Version) and offered.source == self._link.engine.source):
+            self._link.journal.offered(1)
+            self._link.journal.settled()
+
+    def _inserted(self, sent: SentRevision, insertion: Insertion) -> None:
+        self._requested.pop(sent.sequence, None)
+        outcome = insertion.outcome
+        collection, journal = self._link.collection, self._link.journal
+        if outcome.failed:
+            error: TrioP2PError = PeerError("HTTP", outcome.status, outcome.text)
+            if outcome.status == STATUS_LATER:
+                error = ClockSkewError(outcome.text)
+            journal.failed(Direction.PULL, collection, sent.document_id, error)
+        elif outcome.status:
+            journal.settled()
+        else:
+            journal.stored(Direction.PULL, collection, sent.document_id, sent.revision.deleted)
+        if insertion.conflicted:
+            self._resolver.add(sent.document_id)
+        # What failed for now stays open, so that the checkpoint makes the next session ask again.
+        if not outcome.retryable:
+            self._sequences.complete(sent.sequence)

@@ -1,0 +1,269 @@
+"""The active side's sending half for one collection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import trio
+
+from trio_p2p import limits
+from trio_p2p.errors import PeerError
+from trio_p2p.ids import DocumentID, Sequence
+from trio_p2p.model.sequence_set import SequenceSet
+from trio_p2p.model.version import RevisionID, VersionVector
+from trio_p2p.replication.knowledge import RemoteKnowledge
+from trio_p2p.replication.link import Link
+from trio_p2p.replication.messages import (
+    Proposal,
+    ProposalAnswer,
+    RevisionOutcome,
+    SentRevision,
+)
+from trio_p2p.replication.sender import Promise, Sender
+from trio_p2p.replication.status import Direction
+from trio_p2p.store import changes, documents
+from trio_p2p.store.records import ChangeRow
+from trio_p2p.store.transaction import ReadTransaction
+
+
+class Pusher:
+    """Follows the change feed, proposes what the peer lacks and sends what it wants.
+
+    A sequence is marked as done in `done` once the peer has its revision, or need not have it. A
+    document has one revision on its way at most: a newer one waits, so that it is proposed on top
+    of the one before.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        knowledge: RemoteKnowledge,
+        done: SequenceSet,
+        *,
+        pulling: bool,
+        document_ids: frozenset[str] | None,
+    ) -> None:
+        self._link = link
+        self._knowledge = knowledge
+        self._done = done
+        self._pulling = pulling
+        self._document_ids = document_ids
+        self._sender = Sender(link)
+        self._cursor = Sequence(done.low_water)
+        # Sequences at hand: proposed, being sent, or waiting for an earlier one of the document.
+        self._on_the_way: dict[DocumentID, int] = {}
+        self._next: dict[DocumentID, ChangeRow] = {}
+        self._again: list[ChangeRow] = []
+        # Refused with 409: done once the pull has brought what they conflict with.
+        self._refused: dict[DocumentID, int] = {}
+        self._said_anything = False
+        self._limit: int | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to propose or waiting to be answered."""
+        return self._unread or bool(self._on_the_way or self._again)
+
+    @property
+    def _unread(self) -> bool:
+        last = self._link.collection.last_sequence
+        return self._cursor < (last if self._limit is None else min(last, self._limit))
+
+    def stop_at(self, sequence: int) -> None:
+        """Push nothing that is written after this sequence: a one-shot run must end."""
+        if self._limit is None:
+            self._limit = sequence
+
+    async def run(self) -> None:
+        """Push until cancelled. Raises ConnectionLostError, or PeerError if nothing is taken."""
+        in_flight = trio.Semaphore(limits.CHANGES_MESSAGES_IN_FLIGHT_MAX)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch)
+            while True:
+                await in_flight.acquire()
+                rows = await self._next_rows()
+                nursery.start_soon(self._push, rows, in_flight)
+
+    async def _watch(self) -> None:
+        """Wake the session when documents are written."""
+        while True:
+            await self._link.engine.wait_change(
+                self._link.number, self._link.collection.last_sequence
+            )
+            self._link.pulse.notify()
+
+    async def _next_rows(self) -> list[tuple[ChangeRow, RevisionID | None]]:
+        """The next changes to propose, each with its parent; waits until there are any."""
+        while True:
+            rows = self._read_rows()
+            if rows:
+                self._said_anything = True
+                return rows
+            if not self._unread and not self._again:
+                if not self._said_anything:
+                    self._link.profile.tell_caught_up(self._link.index)
+                    self._said_anything = True
+                self._link.pulse.notify()
+                await self._link.pulse.until(lambda: self._unread or bool(self._again))
+            else:
+                await trio.lowlevel.checkpoint()
+
+    def _read_rows(self) -> list[tuple[ChangeRow, RevisionID | None]]:
+        """One slice of the feed, less what need not be proposed."""
+        with self._link.engine.read() as txn:
+            rows, self._again = self._again, []
+            rows += self._read_feed(txn)
+            chosen = []
+            for row in rows:
+                parent = self._knowledge.of(txn, row.document_id)
+                if self._is_due(row, parent):
+                    self._on_the_way[row.document_id] = row.sequence
+                    chosen.append((row, parent))
+        self._link.journal.offered(len(chosen))
+        return chosen
+
+    def _read_feed(self, txn: ReadTransaction) -> list[ChangeRow]:
+        if not self._unread:
+            return []
+        # What is published may be behind the snapshot, never ahead of it.
+        end = self._link.collection.last_sequence
+        limit = limits.CHANGES_PER_MESSAGE_MAX
+        rows = changes.read_since(txn, self._link.number, self._cursor, limit)
+        if rows and (len(rows) == limit or rows[-1].sequence > end):
+            end = rows[-1].sequence
+        # Sequences that are missing from the feed were superseded by later ones of their document.
+        start = self._cursor + 1
+        for row in rows:
+            self._done.add_range(start, row.sequence)
+            start = row.sequence + 1
+        self._done.add_range(start, end + 1)
+        self._cursor = end
+        return rows
+
+    def _is_due(self, row: ChangeRow, known: RevisionID | None) -> bool:
+        """Whether to propose this change now. Marks as done what need not be proposed at all."""
+        superseded = self._refused.pop(row.document_id, None)
+        if superseded is not None:
+            self._done.add(superseded)
+        if row.sequence in self._done:
+            return False
+        if self._document_ids is not None and row.document_id not in self._document_ids:
+            self._done.add(row.sequence)
+            return False
+        if self._is_echo(row, known):
+            self._done.add(row.sequence)
+            return False
+        if row.document_id in self._on_the_way:
+            earlier = self._next.get(row.document_id)
+            if earlier is not None:
+                self._done.add(earlier.sequence)
+            self._next[row.document_id] = row
+            return False
+        return True
+
+    @staticmethod
+    def _is_echo(row: ChangeRow, known: RevisionID | None) -> bool:
+        """Whether the peer has this very revision: recognised by version, never by document."""
+        return known == row.revision_id
+
+    async def _push(
+        self, rows: Iterable[tuple[ChangeRow, RevisionID | None]], in_flight: trio.Semaphore
+    ) -> None:
+        """Propose a batch and send what is wanted of it."""
+        wanted: list[Promise] = []
+        for _ in range(limits.PROPOSE_ATTEMPTS_MAX):
+            proposals = [_proposal(row, parent) for row, parent in rows]
+            answers = await self._link.profile.propose(self._link.index, proposals)
+            again: list[tuple[ChangeRow, RevisionID | None]] = []
+            for (row, _), answer in zip(rows, answers, strict=True):
+                if answer.status == 0:
+                    wanted.append(Promise(row.document_id, row.revision_id, str(row.sequence)))
+                elif (parent := self._better_parent(row, answer)) is not None:
+                    again.append((row, parent))
+                else:
+                    self._answered(row, answer)
+            rows = again
+            if not rows:
+                break
+        for row, _ in rows:
+            self._answered(row, ProposalAnswer(409))
+        in_flight.release()
+        await self._sender.send(wanted, self._settled)
+        self._link.pulse.notify()
+
+    def _better_parent(self, row: ChangeRow, answer: ProposalAnswer) -> RevisionID | None:
+        """After a conflict: the peer's revision, if ours was made on top of it after all."""
+        if answer.status != 409 or answer.current is None:
+            return None
+        current = answer.current
+        theirs = current.current if isinstance(current, VersionVector) else current
+        with self._link.engine.read() as txn:
+            stored = documents.head(txn, self._link.number, row.document_id)
+        if stored is None or stored.sequence != row.sequence:
+            return None
+        if not stored.revision.has(theirs):
+            return None
+        self._knowledge.note(row.document_id, theirs)
+        return theirs
+
+    def _answered(self, row: ChangeRow, answer: ProposalAnswer) -> None:
+        """Nothing is to be sent for this proposal."""
+        journal = self._link.journal
+        if answer.status == 304:
+            self._knowledge.note(row.document_id, row.revision_id)
+            journal.settled()
+            self._finish(row.document_id, row.sequence, done=True)
+            return
+        if answer.status == 409:
+            self._refused[row.document_id] = row.sequence
+            if self._pulling:
+                # The pull brings what it conflicts with, and the resolver decides.
+                journal.settled()
+                self._finish(row.document_id, row.sequence, done=False)
+                return
+        error = PeerError("HTTP", answer.status, "the proposed revision was refused")
+        journal.failed(Direction.PUSH, self._link.collection, row.document_id, error)
+        self._finish(
+            row.document_id, row.sequence, done=answer.status != 409 and not error.retryable
+        )
+
+    def _settled(
+        self, promise: Promise, sent: SentRevision | None, outcome: RevisionOutcome
+    ) -> None:
+        """The fate of a revision the peer wanted is known."""
+        journal, collection = self._link.journal, self._link.collection
+        document_id, sequence = promise.document_id, int(promise.sequence)
+        if sent is None:
+            # Its document changed meanwhile: the newer revision has a sequence of its own.
+            journal.settled()
+            self._finish(document_id, sequence, done=True)
+        elif outcome.failed:
+            error = PeerError("HTTP", outcome.status, outcome.text)
+            waits = outcome.status == 409
+            if waits:
+                self._refused[document_id] = sequence
+            journal.failed(Direction.PUSH, collection, document_id, error)
+            self._finish(document_id, sequence, done=not (waits or outcome.retryable))
+        else:
+            self._knowledge.note(document_id, sent.revision.id)
+            if outcome.status:
+                journal.settled()
+            else:
+                journal.stored(Direction.PUSH, collection, document_id, sent.revision.deleted)
+            self._finish(document_id, sequence, done=True)
+
+    def _finish(self, document_id: DocumentID, sequence: int, *, done: bool) -> None:
+        """This revision is not on its way any more; a newer one of its document may go."""
+        if done:
+            self._done.add(sequence)
+        self._on_the_way.pop(document_id, None)
+        following = self._next.pop(document_id, None)
+        if following is not None:
+            self._again.append(following)
+        self._link.pulse.notify()
+
+
+def _proposal(row: ChangeRow, parent: RevisionID | None) -> Proposal:
+    return Proposal(
+        row.document_id, row.revision_id, parent, None if row.deleted else row.body_bytes
+    )

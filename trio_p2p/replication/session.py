@@ -1,0 +1,345 @@
+"""One connection of an active peer, from the first message to the goodbye. Never restarted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+import trio
+
+from trio_p2p import limits
+from trio_p2p.errors import (
+    ConnectionLostError,
+    DuplicateDatabaseError,
+    PeerError,
+    TrioP2PError,
+)
+from trio_p2p.model.conflict import ConflictResolver
+from trio_p2p.peer import Peer
+from trio_p2p.replication.checkpoint import checkpoint_id
+from trio_p2p.replication.checkpointer import Checkpointer
+from trio_p2p.replication.failure import replication_error
+from trio_p2p.replication.journal import Journal
+from trio_p2p.replication.knowledge import RemoteKnowledge
+from trio_p2p.replication.link import Link, Pulse
+from trio_p2p.replication.messages import (
+    CollectionsReply,
+    GetCollections,
+    HeldCheckpoint,
+    NoRevision,
+    OfferChanges,
+    Refusal,
+    Request,
+    Respond,
+    SendRevisions,
+)
+from trio_p2p.replication.profiles.couchbase import CouchbaseProfile
+from trio_p2p.replication.puller import Puller
+from trio_p2p.replication.pusher import Pusher
+from trio_p2p.replication.resolver import Resolver
+from trio_p2p.store import remotes
+from trio_p2p.store.database import Collection
+from trio_p2p.store.transaction import WriteTransaction
+from trio_p2p.transport.base import MessageTransport
+
+CLOSE_NORMAL = 1000
+CLOSE_PERMANENT = 4002
+"""Couchbase Lite's code for "do not come back"."""
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionPlan:
+    """How one collection is replicated."""
+
+    collection: Collection
+    resolver: ConflictResolver
+    document_ids: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an active peer is to do.
+
+    `target` names the peer as long as its database's UUID is not known: its URL, mostly.
+    """
+
+    target: str
+    collections: tuple[CollectionPlan, ...]
+    push: bool = True
+    pull: bool = True
+    continuous: bool = False
+    reset_checkpoint: bool = False
+    compression: bool = True
+
+
+@dataclass(slots=True)
+class _Part:
+    """What works on one collection."""
+
+    link: Link
+    plan: CollectionPlan
+    checkpointer: Checkpointer
+    resolver: Resolver
+    pusher: Pusher | None
+    puller: Puller | None
+
+    @property
+    def busy(self) -> bool:
+        return bool(
+            (self.pusher and self.pusher.busy)
+            or (self.puller and self.puller.busy)
+            or self.resolver.busy
+        )
+
+    @property
+    def pulling(self) -> bool:
+        """Whether more may come from the peer or its conflicts."""
+        return bool((self.puller and self.puller.busy) or self.resolver.busy)
+
+
+class ActiveSession:
+    """Replicates as planned over one transport."""
+
+    def __init__(
+        self,
+        transport: MessageTransport,
+        plan: Plan,
+        journal: Journal,
+        *,
+        on_activity: Callable[[bool], None],
+        on_healthy: Callable[[], None],
+        now_s: Callable[[], int],
+    ) -> None:
+        """`on_activity` is told whether there is work at hand, `on_healthy` of saved checkpoints.
+
+        `now_s` is the wall clock in whole seconds. No callback may block.
+        """
+        self._transport = transport
+        self._plan = plan
+        self._journal = journal
+        self._on_activity = on_activity
+        self._on_healthy = on_healthy
+        self._now_s = now_s
+        self._engine = plan.collections[0].collection.database.engine
+        self._pulse = Pulse()
+        self._peer = Peer(transport, compression=plan.compression)
+        self._profile = CouchbaseProfile(self._peer, self._handle, active=True)
+        self._parts: list[_Part] = []
+        self._stopping = False
+        self._finished = False
+
+    def request_stop(self) -> None:
+        """End soon: save the checkpoint, say goodbye. `run` returns then."""
+        self._stopping = True
+        self._pulse.notify()
+
+    async def run(self) -> None:
+        """Replicate until done (one-shot), asked to stop, or failed.
+
+        Raises: ReplicationError, with what ended it as its cause.
+        Cancelling: ends the connection without a goodbye; what was stored stays, and what the last
+        checkpoint did not cover is offered again next time.
+        """
+        failure: BaseExceptionGroup[TrioP2PError] | None = None
+        try:
+            async with trio.open_nursery() as services:
+                services.start_soon(self._peer.run, self._profile.on_request)
+                try:
+                    await self._replicate()
+                except PeerError:
+                    await self._transport.aclose(CLOSE_PERMANENT)
+                    raise
+                await self._peer.flush()
+                self._finished = True
+                await self._transport.aclose(CLOSE_NORMAL)
+                services.cancel_scope.cancel()
+        except* TrioP2PError as group:
+            failure = group
+        finally:
+            self._transport.abort()
+            self._journal.moved(self._peer.bytes_sent, self._peer.bytes_received)
+        if failure is not None and not (self._finished and failure.split(ConnectionLostError)[0]):
+            raise replication_error(failure) from failure
+
+    async def _replicate(self) -> None:
+        self._parts = await self._open()
+        self._journal.connected()
+        async with trio.open_nursery() as users:
+            for part in self._parts:
+                self._start(users, part)
+            users.start_soon(self._report_activity)
+            users.start_soon(self._save_checkpoints)
+            await self._pulse.until(self._may_end)
+            users.cancel_scope.cancel()
+        for part in self._parts:
+            if part.checkpointer.unsaved:
+                await part.checkpointer.save()
+                self._on_healthy()
+
+    def _start(self, users: trio.Nursery, part: _Part) -> None:
+        if part.puller is not None:
+            part.resolver.find_existing()
+            users.start_soon(part.resolver.run)
+            users.start_soon(part.puller.run_inserter)
+            users.start_soon(self._pull, part)
+        if part.pusher is not None:
+            users.start_soon(part.pusher.run)
+
+    async def _pull(self, part: _Part) -> None:
+        assert part.puller is not None
+        # Where we also push, tombstones must come too: a document we hold may be deleted there.
+        empty = part.link.collection.last_sequence == 0
+        await part.puller.run(
+            continuous=self._plan.continuous,
+            active_only=empty and not self._plan.push,
+            document_ids=part.plan.document_ids,
+        )
+
+    def _may_end(self) -> bool:
+        if self._stopping:
+            return True
+        if self._plan.continuous:
+            return False
+        for part in self._parts:
+            # Whatever is written from now on is for the next run, or this one might never end.
+            if part.pusher is not None and not part.pulling:
+                part.pusher.stop_at(part.link.collection.last_sequence)
+        return not self._busy()
+
+    def _busy(self) -> bool:
+        return any(part.busy for part in self._parts)
+
+    async def _report_activity(self) -> None:
+        while True:
+            busy = self._busy()
+            self._on_activity(busy)
+            await self._pulse.until(lambda busy=busy: self._busy() != busy)  # type: ignore[misc]
+
+    async def _save_checkpoints(self) -> None:
+        """Save what changed: soon, or at once when there is much of it or nothing else to do."""
+        while True:
+            await self._pulse.until(lambda: self._unsaved() > 0)
+            with trio.move_on_after(limits.CHECKPOINT_INTERVAL_S):
+                await self._pulse.until(
+                    lambda: self._unsaved() >= limits.CHECKPOINT_DOCUMENTS or not self._busy()
+                )
+            for part in self._parts:
+                if part.checkpointer.unsaved:
+                    await part.checkpointer.save()
+                    self._on_healthy()
+
+    def _unsaved(self) -> int:
+        return sum(part.checkpointer.unsaved for part in self._parts)
+
+    # --- Opening ---------------------------------------------------------------------------------
+
+    async def _open(self) -> list[_Part]:
+        """Learn who the peer is and where both sides left off."""
+        plans = self._plan.collections
+        with self._engine.read() as txn:
+            peer_key = remotes.peer_at(txn, self._plan.target) or self._plan.target
+        ids = self._checkpoint_ids(peer_key)
+        names = tuple(plan.collection.full_name for plan in plans)
+        reply = await self._get_collections(GetCollections(names, ids, self._engine.id))
+        missing = [n for n, c in zip(names, reply.checkpoints, strict=True) if c is None]
+        if missing:
+            raise PeerError("HTTP", 404, f"collection not found on remote: {', '.join(missing)}")
+        held = [checkpoint for checkpoint in reply.checkpoints if checkpoint is not None]
+        known_key = peer_key
+        if reply.database_id is not None:
+            self._check_identity(reply.database_id)
+            known_key = str(reply.database_id)
+        if known_key != peer_key:
+            ids = self._checkpoint_ids(known_key)
+            held = await self._get_checkpoints(ids)
+        remote = await self._remember(known_key)
+        return [
+            self._part(index, plan, remote, ids[index], held[index])
+            for index, plan in enumerate(plans)
+        ]
+
+    async def _get_collections(self, request: GetCollections) -> CollectionsReply:
+        try:
+            return await self._profile.get_collections(request)
+        except PeerError as exc:
+            if (exc.domain, exc.code) == ("HTTP", 409):
+                raise self._duplicate() from exc
+            raise
+
+    async def _get_checkpoints(self, ids: Sequence[str]) -> list[HeldCheckpoint]:
+        held = []
+        for index, client in enumerate(ids):
+            found = await self._profile.get_checkpoint(index, client)
+            held.append(found or HeldCheckpoint("", b"{}"))
+        return held
+
+    def _checkpoint_ids(self, peer_key: str) -> tuple[str, ...]:
+        return tuple(
+            checkpoint_id(self._engine.id, peer_key, plan.collection.full_name, plan.document_ids)
+            for plan in self._plan.collections
+        )
+
+    def _check_identity(self, theirs: UUID) -> None:
+        if theirs == self._engine.id:
+            raise self._duplicate()
+
+    def _duplicate(self) -> DuplicateDatabaseError:
+        return DuplicateDatabaseError(
+            "both peers hold copies of the same database; give one of them a new identity",
+            id=str(self._engine.id),
+        )
+
+    async def _remember(self, peer_key: str) -> int:
+        """Note which peer answers at the target; returns its number in the store."""
+
+        def job(txn: WriteTransaction) -> int:
+            remotes.set_peer_at(txn, self._plan.target, peer_key)
+            return remotes.number(txn, peer_key)
+
+        return await self._engine.write(job)
+
+    def _part(
+        self, index: int, plan: CollectionPlan, remote: int, client: str, held: HeldCheckpoint
+    ) -> _Part:
+        link = Link(plan.collection, index, self._profile, self._journal, self._pulse)
+        knowledge = RemoteKnowledge(remote, plan.collection.number)
+        checkpointer = Checkpointer(link, client, held, knowledge, now_s=self._now_s)
+        if self._plan.reset_checkpoint:
+            checkpointer.forget()
+        resolver = Resolver(link, plan.resolver)
+        pusher = puller = None
+        if self._plan.push:
+            pusher = Pusher(
+                link,
+                knowledge,
+                checkpointer.checkpoint.local,
+                pulling=self._plan.pull,
+                document_ids=None if plan.document_ids is None else frozenset(plan.document_ids),
+            )
+        if self._plan.pull:
+            puller = Puller(link, knowledge, checkpointer.sequences, resolver)
+        return _Part(link, plan, checkpointer, resolver, pusher, puller)
+
+    # --- Being asked -----------------------------------------------------------------------------
+
+    def _handle(self, request: Request, respond: Respond) -> None:
+        match request:
+            case OfferChanges(collection) | SendRevisions(collection) | NoRevision(collection):
+                puller = self._puller(collection)
+                if puller is None:
+                    respond(Refusal(400, "this collection is not being pulled"))
+                    return
+            case _:
+                respond(Refusal(404, "no handler for message", "BLIP"))
+                return
+        match request:
+            case OfferChanges():
+                puller.offered(request, respond)
+            case SendRevisions():
+                puller.arrived(request, respond)
+            case NoRevision():
+                puller.withheld(request)
+
+    def _puller(self, collection: int) -> Puller | None:
+        return self._parts[collection].puller if collection < len(self._parts) else None

@@ -1,0 +1,93 @@
+"""What a replication tells of itself: frozen values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, Flag
+
+from trio_p2p.errors import TrioP2PError
+from trio_p2p.ids import DocumentID
+from trio_p2p.model.document import CollectionName
+
+
+class ActivityLevel(Enum):
+    """What a replicator is doing."""
+
+    STOPPED = "stopped"
+    OFFLINE = "offline"
+    CONNECTING = "connecting"
+    IDLE = "idle"
+    BUSY = "busy"
+
+
+class Direction(Enum):
+    """Which way a document went."""
+
+    PUSH = "push"
+    PULL = "pull"
+
+
+class DocumentFlags(Flag):
+    """What a document event is about."""
+
+    NONE = 0
+    DELETED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Documents done and known of in this run; `document_count` those done without an error."""
+
+    completed: int = 0
+    total: int = 0
+    document_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicatorStatus:
+    """`error` is what made it stop or go offline, if anything did."""
+
+    activity: ActivityLevel
+    progress: Progress = Progress()
+    error: TrioP2PError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentReplication:
+    """One document was pushed or pulled, or could not be."""
+
+    direction: Direction
+    collection: CollectionName
+    document_id: DocumentID
+    flags: DocumentFlags = DocumentFlags.NONE
+    error: TrioP2PError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicatorStatistics:
+    """Counters since the replicator was made.
+
+    `documents_offered` counts the revisions that either side offered to the other, less our own
+    that come back to us;
+    `documents_pushed` and `documents_pulled` those that the receiving side stored.
+    """
+
+    documents_pushed: int = 0
+    documents_pulled: int = 0
+    documents_offered: int = 0
+    documents_failed: int = 0
+    conflicts_resolved: int = 0
+    wire_bytes_sent: int = 0
+    wire_bytes_received: int = 0
+    connections: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicatorResult:
+    """What a one-shot replication did; `errors` are the documents that failed."""
+
+    documents_pushed: int = 0
+    documents_pulled: int = 0
+    documents_failed: int = 0
+    errors: tuple[DocumentReplication, ...] = ()
+    statistics: ReplicatorStatistics = field(default_factory=ReplicatorStatistics)
