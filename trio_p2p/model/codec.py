@@ -8,7 +8,7 @@ numbers in longer forms than needed and every other second way of writing the sa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -64,6 +64,7 @@ def check_body(encoded: bytes) -> dict[str, Any]:
     try:
         body = cbor2.loads(
             encoded,
+            semantic_decoders=_NO_TAGS,
             max_depth=limits.BODY_DEPTH_MAX + 1,
             allow_indefinite=False,
             allow_duplicate_keys=False,
@@ -91,6 +92,22 @@ def body_to_json(encoded: bytes) -> bytes:
     return orjson.dumps(cbor2.loads(encoded))
 
 
+class _NoTags(dict[int, Callable[[cbor2.CBORDecoder, bool], Any]]):
+    """Refuses every tag before what it holds is read: references let a few bytes unfold to more
+    than any memory holds, and others parse numbers, patterns or mails.
+    """
+
+    def __missing__(self, tag: int) -> Callable[[cbor2.CBORDecoder, bool], Any]:
+        return _refuse_tag
+
+
+def _refuse_tag(decoder: cbor2.CBORDecoder, immutable: bool) -> Any:
+    raise ValueError("a body has no tags")
+
+
+_NO_TAGS = _NoTags()
+
+
 def _plain(value: Any, depth: int) -> Any:
     """The value in the types CBOR knows, or InvalidDocumentError."""
     kind = type(value)
@@ -98,7 +115,7 @@ def _plain(value: Any, depth: int) -> Any:
         return value
     if isinstance(value, int):
         if not INTEGER_MIN <= value <= INTEGER_MAX:
-            raise InvalidDocumentError("an integer has at most 64 bits", value=str(value)[:40])
+            raise InvalidDocumentError("an integer has at most 64 bits", bits=value.bit_length())
         return int(value)
     if isinstance(value, float):
         if not math.isfinite(value):

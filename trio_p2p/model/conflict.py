@@ -100,10 +100,8 @@ def merge_revisions(
     return Revision(vector, body, deleted, _join_trees(first, second))
 
 
-def settle_alone(
-    local: Revision, remote: Revision, stamp: Callable[[], Version]
-) -> Revision | None:
-    """The outcome of a conflict that nobody needs to be asked about, or None.
+def winner_alone(local: Revision, remote: Revision) -> Revision | None:
+    """The winner of a conflict that nobody needs to be asked about, or None.
 
     Two deletions are one deletion. Two merges of the same two versions are not put to a resolver
     again, or two peers could go on merging each other's merges: the greater version wins.
@@ -111,8 +109,17 @@ def settle_alone(
     same_merge = local.vector.merged and set(local.vector.merged) == set(remote.vector.merged)
     if not same_merge and not (local.deleted and remote.deleted):
         return None
-    winner, loser = (local, remote) if local.version > remote.version else (remote, local)
-    return keep(winner, loser, stamp)
+    return max(local, remote, key=lambda revision: revision.version)
+
+
+def settle_alone(
+    local: Revision, remote: Revision, stamp: Callable[[], Version]
+) -> Revision | None:
+    """The outcome of a conflict that nobody needs to be asked about, or None."""
+    winner = winner_alone(local, remote)
+    if winner is None:
+        return None
+    return keep(winner, remote if winner is local else local, stamp)
 
 
 def _join_trees(first: Revision, second: Revision) -> tuple[Any, ...]:

@@ -30,7 +30,8 @@ from trio_p2p.ids import SourceID, format_source_id, parse_source_id
 _TIME_TEXT = re.compile(r"[0-9a-f]{1,16}\Z")
 _TREE_TEXT = re.compile(r"([1-9][0-9]{0,9})-((?:[0-9a-f]{2}){1,32})\Z")
 _VERSION_BYTES = 24
-_GENERATION_MAX = 2**32 - 1
+# Couchbase Lite 3 would go to 32 bits, but a greater one is no valid time (see `as_version`).
+_GENERATION_MAX = 2**23 - 1
 
 # The author that stands for tree revision IDs when they are compared as versions. Its 22
 # characters read "Revision+Tree+Encoding".
@@ -155,6 +156,8 @@ class VersionVector:
         authors = {version.source for version in merged}
         if len(authors) < len(merged):
             raise ValueError("an author stands twice among merged versions")
+        if any(v.source == current.source and v.time >= current.time for v in merged):
+            raise ValueError("a merged version is not older than its author's current one")
         authors.add(current.source)
         for version in previous:
             if version.source in authors:
