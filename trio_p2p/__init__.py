@@ -1,0 +1,160 @@
+"""An embedded document database with peer-to-peer sync, built on Trio.
+
+The names below are the stable surface. Beneath them, each layer imports only what stands lower:
+
+    cli, testing             the command line; public fakes and harnesses
+    replicator, listener     the active and the passive peer, over the network
+    replication              sessions, pushers, pullers, checkpoints, profiles
+    peer, security           BLIP over a transport; TLS, identities, trust, authentication
+    blip, transport, store   frames and messages; moving them; the LMDB store
+    model                    pure values: clock, versions, documents, conflicts
+    ids                      identifiers, checked once
+    errors, limits           what can go wrong, and how much of anything there may be
+"""
+
+from trio_p2p.errors import (
+    AuthError,
+    BlobNotFoundError,
+    CallbackError,
+    ClockSkewError,
+    CollectionNotFoundError,
+    ConfigurationError,
+    ConflictError,
+    ConnectError,
+    ConnectionLostError,
+    DatabaseBusyError,
+    DatabaseNotFoundError,
+    DocumentNotFoundError,
+    DuplicateDatabaseError,
+    HandshakeError,
+    InvalidDocumentError,
+    ListenError,
+    PeerError,
+    PeerUnreachableError,
+    ProtocolError,
+    ReplicationError,
+    StoreClosedError,
+    StoreCorruptError,
+    StoreError,
+    StoreFormatError,
+    StoreFullError,
+    TrioP2PError,
+    TrustError,
+)
+from trio_p2p.listener import (
+    ListenerConnection,
+    ListenerStatus,
+    URLEndpointListener,
+    URLEndpointListenerConfiguration,
+    open_listener,
+)
+from trio_p2p.model.conflict import Conflict, ConflictResolver, default_conflict_resolver
+from trio_p2p.model.document import Document
+from trio_p2p.model.version import Order, Version, VersionVector
+from trio_p2p.replication.status import (
+    ActivityLevel,
+    Direction,
+    DocumentFlags,
+    DocumentReplication,
+    Progress,
+    ReplicatorResult,
+    ReplicatorStatistics,
+    ReplicatorStatus,
+)
+from trio_p2p.replicator import (
+    CollectionConfiguration,
+    Replicator,
+    ReplicatorConfiguration,
+    ReplicatorType,
+    open_replicator,
+    replicate,
+)
+from trio_p2p.security.auth import BasicAuthenticator, ListenerPasswordAuthenticator
+from trio_p2p.security.identity import TLSIdentity
+from trio_p2p.security.keystore import FileKeyStore, KeyStore, MemoryKeyStore
+from trio_p2p.store.database import (
+    Batch,
+    Change,
+    Collection,
+    Database,
+    DatabaseStatistics,
+    open_database,
+)
+from trio_p2p.store.documents import ANY
+
+__version__ = "0.1.0"
+
+__all__ = [
+    # The database
+    "open_database",
+    "Database",
+    "DatabaseStatistics",
+    "Collection",
+    "Batch",
+    "Change",
+    "Document",
+    "Version",
+    "VersionVector",
+    "Order",
+    "ANY",
+    # The active peer
+    "replicate",
+    "open_replicator",
+    "Replicator",
+    "ReplicatorConfiguration",
+    "CollectionConfiguration",
+    "ReplicatorType",
+    "ReplicatorStatus",
+    "ReplicatorResult",
+    "ReplicatorStatistics",
+    "ActivityLevel",
+    "Progress",
+    "DocumentReplication",
+    "DocumentFlags",
+    "Direction",
+    "BasicAuthenticator",
+    # The passive peer
+    "open_listener",
+    "URLEndpointListener",
+    "URLEndpointListenerConfiguration",
+    "ListenerStatus",
+    "ListenerConnection",
+    "ListenerPasswordAuthenticator",
+    # Identities
+    "TLSIdentity",
+    "KeyStore",
+    "FileKeyStore",
+    "MemoryKeyStore",
+    # Conflicts
+    "Conflict",
+    "ConflictResolver",
+    "default_conflict_resolver",
+    # Errors
+    "TrioP2PError",
+    "ConfigurationError",
+    "StoreError",
+    "DatabaseNotFoundError",
+    "DatabaseBusyError",
+    "DuplicateDatabaseError",
+    "StoreClosedError",
+    "StoreFullError",
+    "StoreCorruptError",
+    "StoreFormatError",
+    "CollectionNotFoundError",
+    "DocumentNotFoundError",
+    "BlobNotFoundError",
+    "ConflictError",
+    "InvalidDocumentError",
+    "ClockSkewError",
+    "ProtocolError",
+    "PeerError",
+    "ConnectError",
+    "PeerUnreachableError",
+    "HandshakeError",
+    "AuthError",
+    "TrustError",
+    "ListenError",
+    "ConnectionLostError",
+    "ReplicationError",
+    "CallbackError",
+]

@@ -27,6 +27,7 @@
     │  ├─ HandshakeError         depends    the peer refused, or spoke another protocol
     │  ├─ AuthError                         the peer refused our credentials
     │  └─ TrustError                        we refused the peer's certificate
+    ├─ ListenError                          a listener could not take its address
     ├─ ConnectionLostError       retryable  the connection ended before its work did
     ├─ ReplicationError          depends    a replication failed for good; `status` tells the code
     └─ CallbackError                        a resolver, filter or authenticator of the user raised
@@ -191,6 +192,10 @@ class TrustError(ConnectError):
     def __init__(self, message: str, *, certificates: tuple[Any, ...] = (), **facts: Any) -> None:
         super().__init__(message, **facts)
         self.certificates = certificates
+
+
+class ListenError(TrioP2PError):
+    """A listener could not take its address: the port is in use, or the address is not ours."""
 
 
 class ConnectionLostError(TrioP2PError):

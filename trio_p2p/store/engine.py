@@ -110,6 +110,8 @@ class Engine:
         self.path: Path = environment.path
         self.id: DatabaseID = environment.id
         self.source: SourceID = environment.source
+        self.now_ns = clock
+        """Reads the wall clock: nanoseconds since 1970."""
         self._environment = environment
         self._env = environment.env
         self._tables = environment.tables

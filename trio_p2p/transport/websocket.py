@@ -244,17 +244,16 @@ class WebSocketTransport:
             due = self._link.wire.silent_since + heartbeat_s
             if trio.current_time() < due:
                 await trio.sleep_until(due)
-            elif not await self._ping(pong_timeout_s):
+                continue
+            with trio.move_on_after(pong_timeout_s) as deadline:
+                try:
+                    await self._connection.ping()
+                except (ConnectionClosed, WSProtocolError):
+                    return
+            if deadline.cancelled_caught:
                 self._why_lost = "the peer does not answer"
                 self.abort()
-
-    async def _ping(self, timeout_s: float) -> bool:
-        with trio.move_on_after(timeout_s) as deadline:
-            try:
-                await self._connection.ping()
-            except (ConnectionClosed, WSProtocolError):
-                return False
-        return not deadline.cancelled_caught
+                return
 
     def _lost(self, closed: ConnectionClosed | None) -> ConnectionLostError:
         reason = None if closed is None else closed.reason

@@ -191,7 +191,13 @@ async def test_a_cancelled_send_breaks_the_connection(autojump_clock):
                 lost.set()
 
         async with client(ours) as transport:
-            ours.send_stream.send_all_hook = trio.sleep_forever
+            deliver = ours.send_stream.send_all_hook
+
+            async def deliver_and_block():
+                await deliver()
+                await trio.sleep_forever()
+
+            ours.send_stream.send_all_hook = deliver_and_block
             with trio.move_on_after(1):
                 await transport.send(b"half")
             with pytest.raises(ConnectionLostError, match="interrupted"):

@@ -1,0 +1,66 @@
+"""Sessions: `nox -l` lists them, `nox -s NAME` runs one; `.ci/run` runs what CI runs."""
+
+from __future__ import annotations
+
+import nox
+
+nox.options.sessions = ["lint", "types", "layers", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+
+PYTHONS = ["3.11", "3.12", "3.13"]
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """The whole test suite."""
+    session.install("-e", ".[demo,test]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, and the Trio rules that only flake8-async knows."""
+    session.install("-e", ".[check]")
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+    session.run("python", "-m", "flake8_async", "trio_p2p", "tests", "benchmarks")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy --strict."""
+    session.install("-e", ".[check]")
+    session.run("mypy")
+
+
+@nox.session
+def layers(session: nox.Session) -> None:
+    """Who may import whom."""
+    session.install("-e", ".[check]")
+    session.run("lint-imports")
+
+
+@nox.session
+def convergence(session: nox.Session) -> None:
+    """A million histories of the model, and long runs of the machines over whole peers."""
+    session.install("-e", ".[demo,test]")
+    session.run(
+        "pytest",
+        "tests/stateful",
+        *session.posargs,
+        env={"HYPOTHESIS_PROFILE": "nightly", "TRIO_P2P_HISTORIES": "1000000"},
+    )
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Timings; see benchmarks/README.md."""
+    session.install("-e", ".[demo]")
+    session.run("python", "benchmarks/one_shot.py", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The examples in the documentation run, and its links lead somewhere."""
+    session.install("-e", ".[demo,test]")
+    session.run("pytest", "tests/docs", *session.posargs)

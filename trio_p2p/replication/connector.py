@@ -1,0 +1,155 @@
+"""Connects to a peer by its URL: TCP, then TLS, then WebSocket."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from urllib.parse import urlsplit
+
+import trio
+from cryptography import x509
+
+from trio_p2p import limits
+from trio_p2p.errors import ConfigurationError, ConnectError, PeerUnreachableError
+from trio_p2p.replication.profiles.couchbase import SUBPROTOCOL
+from trio_p2p.security.auth import BasicAuthenticator
+from trio_p2p.security.tls import open_client_tls
+from trio_p2p.security.trust import Trust
+from trio_p2p.transport.base import MessageTransport
+from trio_p2p.transport.websocket import open_client_websocket
+
+DEFAULT_PORTS = {"ws": 80, "wss": 443}
+SYNC_PATH = "/_blipsync"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a peer listens, read from a URL."""
+
+    secure: bool
+    host: str
+    port: int
+    path: str
+
+    @classmethod
+    def parse(cls, url: str) -> Endpoint:
+        """Read `ws://host[:port]/database` or `wss://…`. Raises ConfigurationError."""
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as exc:
+            raise ConfigurationError(f"not a URL: {exc}", url=url) from exc
+        if parts.scheme not in DEFAULT_PORTS:
+            raise ConfigurationError("a peer's URL begins with ws:// or wss://", url=url)
+        if "@" in parts.netloc:
+            raise ConfigurationError(
+                "a peer's URL holds no user name or password: use an authenticator"
+            )
+        if not parts.hostname or parts.query or parts.fragment:
+            raise ConfigurationError("a peer's URL is ws[s]://host[:port]/database", url=url)
+        path = parts.path.strip("/")
+        if not path:
+            raise ConfigurationError("a peer's URL names its database: …/database", url=url)
+        if port == 0:
+            raise ConfigurationError("port 0 cannot be connected to", url=url)
+        return cls(
+            parts.scheme == "wss", parts.hostname, port or DEFAULT_PORTS[parts.scheme], f"/{path}"
+        )
+
+    @property
+    def host_header(self) -> str:
+        """The Host header: with the port unless it is the default one."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        default = DEFAULT_PORTS["wss" if self.secure else "ws"]
+        return host if self.port == default else f"{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{'wss' if self.secure else 'ws'}://{self.host_header}{self.path}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """How to connect: whom to trust, and as whom to appear."""
+
+    trust: Trust
+    authenticator: BasicAuthenticator | None = None
+    headers: Mapping[str, str]
+    heartbeat_s: float
+    now: Callable[[], datetime]
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """A transport to the peer, and the certificate it presented (None without TLS)."""
+
+    transport: MessageTransport
+    server_certificate: x509.Certificate | None = None
+
+
+@asynccontextmanager
+async def open_endpoint(endpoint: Endpoint, access: Access) -> AsyncIterator[Connected]:
+    """Connect; leaving the block ends the connection.
+
+    Raises: PeerUnreachableError, ConnectError, TrustError, AuthError, HandshakeError,
+    ConnectionLostError.
+    Cancelling: safe.
+    """
+    stream: trio.abc.Stream = await _open_tcp(endpoint)
+    certificate = None
+    try:
+        if endpoint.secure:
+            tls = await open_client_tls(
+                stream, host=endpoint.host, trust=access.trust, now=access.now()
+            )
+            certificate = tls.peer_certificates[0]
+            stream = tls
+        async with open_websocket(stream, endpoint, access) as transport:
+            yield Connected(transport, certificate)
+    finally:
+        await trio.aclose_forcefully(stream)
+
+
+@asynccontextmanager
+async def open_websocket(
+    stream: trio.abc.Stream, endpoint: Endpoint, access: Access
+) -> AsyncIterator[MessageTransport]:
+    """Speak WebSocket on a connected stream, which is closed when the block is left."""
+    headers = list(access.headers.items())
+    if access.authenticator is not None:
+        headers.append(access.authenticator.header())
+    async with open_client_websocket(
+        stream,
+        host=endpoint.host_header,
+        resource=endpoint.path + SYNC_PATH,
+        subprotocols=[SUBPROTOCOL],
+        headers=headers,
+        heartbeat_s=access.heartbeat_s,
+    ) as transport:
+        yield transport
+
+
+async def _open_tcp(endpoint: Endpoint) -> trio.SocketStream:
+    try:
+        with trio.fail_after(limits.CONNECT_TIMEOUT_S):
+            return await trio.open_tcp_stream(endpoint.host, endpoint.port)
+    except trio.TooSlowError as exc:
+        raise PeerUnreachableError("the peer does not answer", url=str(endpoint)) from exc
+    except socket.gaierror as exc:
+        if exc.errno == socket.EAI_NONAME:
+            # Looked up and not there; a name server that cannot be reached is another error.
+            raise ConnectError("there is no host of this name", url=str(endpoint)) from exc
+        raise PeerUnreachableError(f"the host cannot be looked up: {exc}") from exc
+    except OSError as exc:
+        raise PeerUnreachableError(f"no connection: {_reason(exc)}", url=str(endpoint)) from exc
+
+
+def _reason(error: OSError) -> str:
+    """What the system said; Trio puts the failures of several addresses into a group."""
+    cause: BaseException = error.__cause__ or error
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    text = cause.strerror if isinstance(cause, OSError) else None
+    return text or str(error)

@@ -1,0 +1,437 @@
+"""The active peer: keeps sessions to one remote going until the work is done."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import Enum
+
+import trio
+from cryptography import x509
+
+from trio_p2p import limits
+from trio_p2p.errors import ConfigurationError, ReplicationError, TrioP2PError
+from trio_p2p.ids import document_id
+from trio_p2p.model.conflict import ConflictResolver, default_conflict_resolver
+from trio_p2p.replication.backoff import attempt_wait_s
+from trio_p2p.replication.connector import (
+    Access,
+    Connected,
+    Endpoint,
+    open_endpoint,
+    open_websocket,
+)
+from trio_p2p.replication.failure import replication_error
+from trio_p2p.replication.journal import Journal
+from trio_p2p.replication.link import Pulse
+from trio_p2p.replication.session import ActiveSession, CollectionPlan, Plan
+from trio_p2p.replication.status import (
+    ActivityLevel,
+    DocumentReplication,
+    ReplicatorResult,
+    ReplicatorStatistics,
+    ReplicatorStatus,
+)
+from trio_p2p.security.auth import BasicAuthenticator
+from trio_p2p.security.trust import Trust, parse_pinned
+from trio_p2p.store.database import Collection, Database
+from trio_p2p.transport.base import MessageTransport, open_services
+
+
+class ReplicatorType(Enum):
+    """Which way documents go."""
+
+    PUSH_AND_PULL = "push and pull"
+    PUSH = "push"
+    PULL = "pull"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectionConfiguration:
+    """How one collection is replicated.
+
+    `document_ids` restricts it to these documents; `conflict_resolver` decides conflicts, None
+    for `default_conflict_resolver`.
+    """
+
+    document_ids: Sequence[str] | None = None
+    conflict_resolver: ConflictResolver | None = None
+
+
+Target = str | Callable[[], Awaitable[MessageTransport | trio.abc.Stream]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicatorConfiguration:
+    """What to replicate with whom, and how. A wrong combination raises ConfigurationError.
+
+    `target` is `ws://host:port/database` or `wss://…`, or an async function that returns a
+    connected stream (spoken to by WebSocket) or message transport; then `target_id` may name the
+    peer where it does not name itself. `collections` are of one database. `heartbeat` is the
+    silence in seconds before a ping, `max_attempts` counts connection attempts in a row (None: 10
+    one-shot, unlimited continuous), `max_attempt_wait` is the longest pause between them in
+    seconds.
+    """
+
+    target: Target
+    collections: Sequence[Collection] | Mapping[Collection, CollectionConfiguration]
+    target_id: str | None = None
+    replicator_type: ReplicatorType = ReplicatorType.PUSH_AND_PULL
+    continuous: bool = False
+    authenticator: BasicAuthenticator | None = None
+    pinned_server_certificate: str | bytes | x509.Certificate | None = None
+    accept_only_self_signed_server_certificate: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)
+    heartbeat: float = limits.HEARTBEAT_S
+    max_attempts: int | None = None
+    max_attempt_wait: float = limits.ATTEMPT_WAIT_S_MAX
+    compression: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.target, str):
+            Endpoint.parse(self.target)
+        if not self.collections:
+            raise ConfigurationError("a replicator needs one collection or more")
+        if len({collection.database for collection in self.collections}) > 1:
+            raise ConfigurationError("all collections must be of one database")
+        if len(set(self.collections)) < len(self.collections):
+            raise ConfigurationError("a collection is named twice")
+        if self.heartbeat <= 0 or self.max_attempt_wait <= 0:
+            raise ConfigurationError("heartbeat and max_attempt_wait are greater than 0")
+        if self.max_attempts is not None and self.max_attempts < 1:
+            raise ConfigurationError("max_attempts is 1 or more, or None")
+        self.trust()
+        self.plans()
+
+    @property
+    def database(self) -> Database:
+        """The database that all collections are of."""
+        return next(iter(self.collections)).database
+
+    def trust(self) -> Trust:
+        """Which certificates of the server to accept."""
+        pinned = self.pinned_server_certificate
+        return Trust(
+            pinned=None if pinned is None else parse_pinned(pinned),
+            only_self_signed=self.accept_only_self_signed_server_certificate,
+        )
+
+    def plans(self) -> tuple[CollectionPlan, ...]:
+        """What to do with each collection. Raises InvalidDocumentError for a bad document ID."""
+        if isinstance(self.collections, Mapping):
+            items = list(self.collections.items())
+        else:
+            items = [(collection, CollectionConfiguration()) for collection in self.collections]
+        return tuple(
+            CollectionPlan(
+                collection,
+                settings.conflict_resolver or default_conflict_resolver,
+                None
+                if settings.document_ids is None
+                else tuple(map(document_id, settings.document_ids)),
+            )
+            for collection, settings in items
+        )
+
+
+class Replicator:
+    """One replication with one peer. `open_replicator` runs it; so does `run` in a nursery."""
+
+    def __init__(
+        self, configuration: ReplicatorConfiguration, *, reset_checkpoint: bool = False
+    ) -> None:
+        """`reset_checkpoint` starts from the beginning; what both sides have is not sent again."""
+        self.configuration = configuration
+        self._reset_checkpoint = reset_checkpoint
+        self._pulse = Pulse()
+        self._journal = Journal(self._note_progress)
+        self._activity = ActivityLevel.CONNECTING
+        self._error: ReplicationError | None = None
+        self._published = 0
+        self._progress_changed = False
+        self._stop_requested = trio.Event()
+        self._stopped = trio.Event()
+        self._attempt_scope: trio.CancelScope | None = None
+        self._session: ActiveSession | None = None
+        self._healthy = False
+        self._server_certificate: x509.Certificate | None = None
+
+    # --- What it tells ---------------------------------------------------------------------------
+
+    @property
+    def status(self) -> ReplicatorStatus:
+        """What it is doing now."""
+        return ReplicatorStatus(self._activity, self._journal.progress(), self._error)
+
+    @property
+    def server_certificate(self) -> x509.Certificate | None:
+        """What the peer presented when last connected, None before and without TLS."""
+        return self._server_certificate
+
+    def statistics(self) -> ReplicatorStatistics:
+        """Counters since it was made."""
+        return self._journal.statistics()
+
+    def result(self) -> ReplicatorResult:
+        """What was done so far."""
+        statistics = self.statistics()
+        return ReplicatorResult(
+            statistics.documents_pushed,
+            statistics.documents_pulled,
+            statistics.documents_failed,
+            tuple(event for event in self._journal.events if event.error is not None),
+            statistics,
+        )
+
+    async def status_changes(self) -> AsyncIterator[ReplicatorStatus]:
+        """Iterate over what it is doing, from now until it stops.
+
+        An activity change comes at once, mere progress at most every 200 ms; a slow consumer gets
+        the latest status only. Cancelling: safe.
+        """
+        seen = -1
+        while True:
+            await self._pulse.until(lambda seen=seen: self._published != seen)  # type: ignore[misc]
+            seen = self._published
+            yield self.status
+            if self._activity is ActivityLevel.STOPPED:
+                return
+
+    async def document_replications(self) -> AsyncIterator[DocumentReplication]:
+        """Iterate over the documents replicated, from the start of the run until it stops.
+
+        The latest 10,000 are kept for who comes late. Cancelling: safe.
+        """
+        journal, told = self._journal, 0
+        while True:
+            told = max(told, journal.event_count - len(journal.events))
+            while told < journal.event_count:
+                yield journal.events[told - journal.event_count]
+                told = max(told + 1, journal.event_count - len(journal.events))
+            if self._stopped.is_set():
+                return
+            await self._pulse.until(
+                lambda told=told: journal.event_count > told or self._stopped.is_set()  # type: ignore[misc]
+            )
+
+    async def wait_for(self, *levels: ActivityLevel) -> ReplicatorStatus:
+        """Wait until it is at one of these levels.
+
+        Raises: ReplicationError if it stops first without that being asked for.
+        Cancelling: safe.
+        """
+        wanted = {*levels, ActivityLevel.STOPPED}
+        await self._pulse.until(lambda: self._activity in wanted)
+        status = self.status
+        if status.activity not in levels:
+            reason = self._error
+            raise ReplicationError(
+                "the replicator stopped" + (f": {reason.message}" if reason else ""),
+                status=reason.status if reason else None,
+            ) from reason
+        return status
+
+    # --- Running ---------------------------------------------------------------------------------
+
+    async def run(
+        self, *, task_status: trio.TaskStatus[Replicator] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Replicate until done, stopped or failed for good; what failed it is in `status`.
+
+        Cancelling: ends the connection without a goodbye; `stop` ends it gracefully.
+        """
+        if self._stopped.is_set() or self._published:
+            raise ConfigurationError("a replicator runs once: make another")
+        self._publish(ActivityLevel.CONNECTING)
+        task_status.started(self)
+        try:
+            async with open_services() as services:
+                services.start_soon(self._publish_progress)
+                await self._supervise()
+        finally:
+            self._stopped.set()
+            self._publish(ActivityLevel.STOPPED, self._error)
+
+    def request_stop(self) -> None:
+        """Ask it to end: save the checkpoint, say goodbye. Does not wait."""
+        self._stop_requested.set()
+        if self._session is not None:
+            self._session.request_stop()
+        elif self._attempt_scope is not None:
+            self._attempt_scope.cancel()
+
+    async def stop(self) -> None:
+        """End gracefully within 10 s, and wait for it. Cancelling: ends it at once."""
+        self.request_stop()
+        try:
+            with trio.move_on_after(limits.STOP_TIMEOUT_S):
+                await self._stopped.wait()
+        finally:
+            if self._attempt_scope is not None:
+                self._attempt_scope.cancel()
+
+    async def _supervise(self) -> None:
+        failures = 0
+        while not self._stop_requested.is_set():
+            self._publish(ActivityLevel.CONNECTING, self._error)
+            self._healthy = False
+            try:
+                await self._attempt()
+            except ReplicationError as exc:
+                self._error = exc
+            else:
+                self._error = None
+                return
+            failures = 1 if self._healthy else failures + 1
+            if not self._error.retryable or failures >= self._attempts_max:
+                return
+            self._publish(ActivityLevel.OFFLINE, self._error)
+            wait_s = attempt_wait_s(
+                failures,
+                wait_s_max=self.configuration.max_attempt_wait,
+                jitter=random.random,  # noqa: TID251  # Here chance enters.
+            )
+            with trio.move_on_after(wait_s):
+                await self._stop_requested.wait()
+
+    @property
+    def _attempts_max(self) -> float:
+        configured = self.configuration.max_attempts
+        if configured is not None:
+            return configured
+        return float("inf") if self.configuration.continuous else limits.ATTEMPTS_ONE_SHOT
+
+    async def _attempt(self) -> None:
+        """One connection, from dialling to the goodbye. Raises ReplicationError."""
+        try:
+            with trio.CancelScope() as self._attempt_scope:
+                async with self._connect() as connected:
+                    self._server_certificate = connected.server_certificate
+                    self._session = self._make_session(connected.transport)
+                    await self._session.run()
+        except ReplicationError:
+            raise
+        except TrioP2PError as exc:
+            raise replication_error(exc) from exc
+        finally:
+            self._session = None
+            self._attempt_scope = None
+
+    @asynccontextmanager
+    async def _connect(self) -> AsyncIterator[Connected]:
+        configuration = self.configuration
+        access = Access(
+            trust=configuration.trust(),
+            authenticator=configuration.authenticator,
+            headers=configuration.headers,
+            heartbeat_s=configuration.heartbeat,
+            now=self._now,
+        )
+        if isinstance(configuration.target, str):
+            async with open_endpoint(Endpoint.parse(configuration.target), access) as connected:
+                yield connected
+            return
+        made = await configuration.target()
+        if isinstance(made, trio.abc.Stream):
+            endpoint = Endpoint(False, "localhost", 80, f"/{configuration.database.name}")
+            async with open_websocket(made, endpoint, access) as transport:
+                yield Connected(transport)
+        else:
+            yield Connected(made)
+
+    def _make_session(self, transport: MessageTransport) -> ActiveSession:
+        configuration = self.configuration
+        kind = configuration.replicator_type
+        target = configuration.target
+        plan = Plan(
+            target=configuration.target_id or (target if isinstance(target, str) else "custom:"),
+            collections=configuration.plans(),
+            push=kind is not ReplicatorType.PULL,
+            pull=kind is not ReplicatorType.PUSH,
+            continuous=configuration.continuous,
+            reset_checkpoint=self._reset_checkpoint,
+            compression=configuration.compression,
+        )
+        return ActiveSession(
+            transport,
+            plan,
+            self._journal,
+            on_activity=self._note_activity,
+            on_healthy=self._note_healthy,
+            now_s=lambda: int(self._now().timestamp()),
+        )
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self.configuration.database.engine.now_ns() / 10**9, UTC)
+
+    # --- Being told ------------------------------------------------------------------------------
+
+    def _note_activity(self, busy: bool) -> None:
+        self._error = None
+        self._publish(ActivityLevel.BUSY if busy else ActivityLevel.IDLE)
+
+    def _note_healthy(self) -> None:
+        """A checkpoint was saved: the peer works, and a reset has begun to take effect."""
+        self._healthy = True
+        self._reset_checkpoint = False
+
+    def _note_progress(self) -> None:
+        self._progress_changed = True
+        self._pulse.notify()
+
+    def _publish(self, activity: ActivityLevel, error: ReplicationError | None = None) -> None:
+        self._activity = activity
+        self._error = error
+        self._published += 1
+        self._pulse.notify()
+
+    async def _publish_progress(self) -> None:
+        while True:
+            await self._pulse.until(lambda: self._progress_changed)
+            self._progress_changed = False
+            self._published += 1
+            self._pulse.notify()
+            await trio.sleep(limits.PROGRESS_INTERVAL_S)
+
+
+@asynccontextmanager
+async def open_replicator(
+    configuration: ReplicatorConfiguration, *, reset_checkpoint: bool = False
+) -> AsyncIterator[Replicator]:
+    """Run a replicator in the background; leaving the block stops it gracefully.
+
+    It never raises the replication's own failure, which is in `status`; what the body raises
+    leaves as it was.
+    """
+    replicator = Replicator(configuration, reset_checkpoint=reset_checkpoint)
+    async with open_services() as services:
+        services.start_soon(replicator.run)
+        try:
+            yield replicator
+        finally:
+            with trio.CancelScope(shield=True):  # Bounded: `stop` has a deadline.
+                await replicator.stop()
+
+
+async def replicate(
+    configuration: ReplicatorConfiguration, *, reset_checkpoint: bool = False
+) -> ReplicatorResult:
+    """Run a one-shot replication to its end and tell what it did.
+
+    Raises: ReplicationError if it failed for good or used up its attempts; ConfigurationError if
+    it is continuous.
+    Cancelling: ends it without a goodbye; what the last checkpoint did not cover is offered again.
+    """
+    if configuration.continuous:
+        raise ConfigurationError("a continuous replication has no end: use open_replicator")
+    replicator = Replicator(configuration, reset_checkpoint=reset_checkpoint)
+    await replicator.run()
+    error = replicator.status.error
+    if isinstance(error, ReplicationError):
+        raise ReplicationError(error.message, status=error.status, retryable=error.retryable) from (
+            error
+        )
+    return replicator.result()

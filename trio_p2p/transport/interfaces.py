@@ -1,0 +1,78 @@
+"""Which addresses a listener serves."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Sequence
+
+import ifaddr
+import trio
+
+from trio_p2p.errors import ListenError
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def addresses_of(interface: str) -> list[Address]:
+    """The addresses of a network interface given by name, or the one address given.
+
+    Of a named interface its first address counts, link-local ones left out where there are others.
+
+    Raises: ListenError if this machine has no such interface.
+    """
+    try:
+        return [ipaddress.ip_address(interface)]
+    except ValueError:
+        pass
+    for adapter in ifaddr.get_adapters():
+        if interface in (adapter.name, adapter.nice_name):
+            found = sorted(_addresses(adapter), key=lambda address: address.is_link_local)
+            if found:
+                return found[:1]
+    raise ListenError("this machine has no such network interface", interface=interface)
+
+
+def own_addresses() -> list[Address]:
+    """The addresses others may reach this machine at; loopback where there is nothing else."""
+    found = [address for adapter in ifaddr.get_adapters() for address in _addresses(adapter)]
+    outward = [a for a in found if not (a.is_loopback or a.is_link_local)]
+    return sorted(outward or [a for a in found if a.is_loopback], key=lambda a: (a.version, a))
+
+
+async def open_listeners(addresses: Sequence[Address], port: int) -> list[trio.SocketListener]:
+    """Listen at these addresses, at all if there are none; on one port for all of them.
+
+    Raises: ListenError.
+    """
+    hosts = [str(address) for address in addresses] or _wildcards()
+    listeners: list[trio.SocketListener] = []
+    try:
+        for host in hosts:
+            [listener] = await trio.open_tcp_listeners(port, host=host)
+            listeners.append(listener)
+            # Asked for any port, the system chooses one for the first address: the others follow.
+            port = port_of(listener)
+    except OSError as exc:
+        for listener in listeners:
+            listener.socket.close()
+        reason = exc.strerror or str(exc)
+        raise ListenError(f"cannot listen: {reason}", host=host, port=port) from exc
+    return listeners
+
+
+def port_of(listener: trio.SocketListener) -> int:
+    """The port it listens on."""
+    port: int = listener.socket.getsockname()[1]
+    return port
+
+
+def _wildcards() -> list[str]:
+    return ["0.0.0.0", "::"] if socket.has_dualstack_ipv6() else ["0.0.0.0"]
+
+
+def _addresses(adapter: ifaddr.Adapter) -> list[Address]:
+    # An IPv4 address is its text, an IPv6 address a tuple that begins with it.
+    return [
+        ipaddress.ip_address(ip.ip if isinstance(ip.ip, str) else ip.ip[0]) for ip in adapter.ips
+    ]
