@@ -64,6 +64,8 @@ TRANSPORT_MESSAGE_BYTES_MAX: Final = MIB
 TRANSPORT_READ_BYTES: Final = 256 * 1024
 # Messages received and not yet taken. A few keep the reader busy; each may be of the largest size.
 TRANSPORT_QUEUE_MESSAGES_MAX: Final = 4
+# Frames gathered into one write: each write costs a system call and a TLS record or more.
+TRANSPORT_WRITE_BYTES: Final = 64 * 1024
 
 # --- Connections ---------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import trio
 
+from trio_p2p import limits
 from trio_p2p.blip import Connection, ErrorReceived, Message, ReplyReceived, RequestReceived
 from trio_p2p.errors import ConnectionLostError, PeerError, RemoteProtocolError
 from trio_p2p.transport.base import MessageTransport
@@ -149,17 +150,29 @@ class Peer:
                         self._settle(number, message)
                     case ErrorReceived(number, domain, code, text):
                         self._settle(number, PeerError(domain, code, text))
-            # An acknowledgement may have become due, or one of ours may have opened a window.
-            self._work.set()
+            # An acknowledgement may have become due, or one of theirs may have opened a window.
+            if self._blip.has_work:
+                self._work.set()
 
     async def _write(self) -> NoReturn:
         while True:
             await self._work.wait()
-            while (frame := self._blip.next_frame()) is not None:
-                self.bytes_sent += len(frame)
-                await self._transport.send(frame)
+            while frames := self._next_frames():
+                await self._transport.send_all(frames)
             self._work = trio.Event()
             self._drained.set()
+
+    def _next_frames(self) -> list[bytes]:
+        """The frames to send next: as many as are worth one write to the transport."""
+        frames: list[bytes] = []
+        size = 0
+        while (
+            size < limits.TRANSPORT_WRITE_BYTES and (frame := self._blip.next_frame()) is not None
+        ):
+            frames.append(frame)
+            size += len(frame)
+        self.bytes_sent += size
+        return frames
 
     def _settle(self, number: int, reply: Message | PeerError | ConnectionLostError) -> None:
         on_reply = self._waiting.pop(number, None)

@@ -379,8 +379,9 @@ class Replicator:
         self._reset_checkpoint = False
 
     def _note_progress(self) -> None:
-        self._progress_changed = True
-        self._pulse.notify()
+        if not self._progress_changed:
+            self._progress_changed = True
+            self._pulse.notify()
 
     def _publish(self, activity: ActivityLevel, error: ReplicationError | None = None) -> None:
         self._activity = activity

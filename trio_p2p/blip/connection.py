@@ -99,6 +99,11 @@ class Connection:
         """How many bytes of queued messages are not framed yet, before compression."""
         return self._outbox.unsent_bytes
 
+    @property
+    def has_work(self) -> bool:
+        """Whether `next_frame` may have something to send."""
+        return bool(self._acknowledgements) or self._outbox.unsent_bytes > 0
+
     def send_request(self, message: Message) -> int:
         """Queue a request and return its number.
 

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import trio
+
 from trio_p2p import limits
 from trio_p2p.errors import ClockSkewError, StoreFullError
 from trio_p2p.model.conflict import Arrival, judge_arrival, merge_revisions, revives, settle_alone
@@ -45,6 +47,8 @@ class Inserter:
         self._knowledge = knowledge
         self._arrived: deque[tuple[SentRevision, bool, OnInserted]] = deque()
         self._storing = 0
+        # Of its own, not the session's pulse: it is set for every single revision.
+        self._wake = trio.Event()
 
     @property
     def backlog(self) -> int:
@@ -57,14 +61,16 @@ class Inserter:
         `may_revive`: its proposal named no parent, so it may follow on a tombstone here.
         """
         self._arrived.append((sent, may_revive, on_inserted))
-        self._link.pulse.notify()
+        self._wake.set()
 
     async def run(self) -> None:
         """Store batches for ever. Cancelling: the batch being committed is finished."""
         while True:
-            await self._link.pulse.until(lambda: bool(self._arrived))
+            await self._wake.wait()
             size = min(len(self._arrived), limits.INSERT_BATCH_REVISIONS_MAX)
             batch = [self._arrived.popleft() for _ in range(size)]
+            if not self._arrived:
+                self._wake = trio.Event()
             self._storing = size
             try:
                 insertions = await self._store(

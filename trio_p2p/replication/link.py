@@ -26,9 +26,11 @@ class Pulse:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until the condition holds. It is asked at once and after every change."""
+        if condition():
+            await trio.lowlevel.checkpoint()
+            return
         while not condition():
             await self._changed.wait()
-        await trio.lowlevel.checkpoint()
 
 
 @dataclass(frozen=True, slots=True)

@@ -260,7 +260,8 @@ class Pusher:
         following = self._next.pop(document_id, None)
         if following is not None:
             self._again.append(following)
-        self._link.pulse.notify()
+        if following is not None or not self._on_the_way:
+            self._link.pulse.notify()
 
 
 def _proposal(row: ChangeRow, parent: RevisionID | None) -> Proposal:

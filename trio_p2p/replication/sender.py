@@ -84,7 +84,9 @@ class Sender:
             self._unanswered -= 1
             self._unanswered_bytes -= len(sent.revision.body)
             on_settled(by_sequence[sent.sequence], sent, outcome)
-            self._link.pulse.notify()
+            # Waking the session for every answer would cost more than the answers do.
+            if self._unanswered % _SLICE == 0:
+                self._link.pulse.notify()
 
         revisions = [sent for _, sent in outgoing]
         self._link.profile.send_revisions(self._link.index, revisions, on_outcome)

@@ -63,24 +63,22 @@ class TLSStream(trio.abc.Stream):
 
         Raises: SSL.Error, trio.BrokenResourceError. Cancelling: the stream is of no use then.
         """
-        while not await self._advance_handshake():
-            received = await self._transport.receive_some(limits.TRANSPORT_READ_BYTES)
-            if not received:
+        while (outcome := self._try_handshake()) is not None:
+            await self._flush()  # Our next step, or the alert that tells the peer what is wrong.
+            if not isinstance(outcome, SSL.WantReadError):
+                raise outcome
+            await self._read()
+            if self._at_end:
                 raise trio.BrokenResourceError("the peer hung up during the handshake")
-            self._tls.bio_write(bytes(received))
+        await self._flush()
         self.peer_certificates = _presented(self._tls)
 
-    async def _advance_handshake(self) -> bool:
+    def _try_handshake(self) -> SSL.Error | None:
         try:
             self._tls.do_handshake()
-        except SSL.WantReadError:
-            await self._flush()
-            return False
-        except SSL.Error:
-            await self._flush()  # The alert that tells the peer why.
-            raise
-        await self._flush()
-        return True
+        except SSL.Error as exc:
+            return exc
+        return None
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send everything. Cancelling: part may be out; the stream is broken if it was midway."""
@@ -163,7 +161,7 @@ class TLSStream(trio.abc.Stream):
     async def _read(self) -> None:
         received = await self._transport.receive_some(limits.TRANSPORT_READ_BYTES)
         if received:
-            self._tls.bio_write(bytes(received))
+            self._tls.bio_write(received)
         else:
             self._at_end = True
 

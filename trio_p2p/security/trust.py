@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from trio_p2p.errors import ConfigurationError, TrustError
 
-FINGERPRINT_BYTES = 32
+# A certificate that a peer must present: PEM, DER, an object, or its SHA-256 in hex.
+Pinned = str | bytes | x509.Certificate
 
 # What reading a certificate that somebody made to hurt us may raise.
 UNREADABLE = (
@@ -48,7 +49,7 @@ def fingerprint(certificate: x509.Certificate) -> bytes:
     return hashlib.sha256(certificate.public_bytes(Encoding.DER)).digest()
 
 
-def parse_pinned(value: str | bytes | x509.Certificate) -> bytes:
+def parse_pinned(value: Pinned) -> bytes:
     """The fingerprint meant by a certificate (PEM, DER, object) or by a fingerprint in hex.
 
     Colons, spaces and case of the hex form do not matter. Raises: ConfigurationError.

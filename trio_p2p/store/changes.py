@@ -18,7 +18,7 @@ def read_since(
     """The next changes with a sequence greater than `after`, ascending, at most `limit`."""
     rows: list[ChangeRow] = []
     cursor = txn.raw.cursor(txn.tables.changes)
-    if not cursor.set_range(keys.change(collection, after + 1)):
+    if not cursor.set_range(keys.behind_change(collection, after)):
         return rows
     for key, value in islice(cursor, limit):
         number, sequence = keys.read_change(key)

@@ -270,7 +270,7 @@ class Collection:
         Each document comes with its latest change only. Without `live` it ends when it has caught
         up; otherwise it waits for more. A slow consumer costs nothing and misses nothing.
         """
-        return ChangeIterator(self, Sequence(since), live)
+        return ChangeIterator(self, Sequence(max(since, 0)), live)
 
     async def _write(self, edit: _Edit) -> Document:
         return await self._engine.write(partial(edit.apply, self))

@@ -18,6 +18,7 @@ from trio_p2p.model.version import Version
 # LMDB's limit, compiled in. Every key built here stays below it.
 KEY_BYTES_MAX: Final = 511
 _VERSION_BYTES: Final = 24
+_SEQUENCE_MAX: Final = 2**64 - 1
 assert 4 + limits.DOCUMENT_ID_BYTES_MAX + 1 + _VERSION_BYTES <= KEY_BYTES_MAX
 
 _collection = struct.Struct(">I")
@@ -40,6 +41,11 @@ read_number = _number.unpack
 def document(collection: int, document_id: DocumentID) -> bytes:
     """The key of a document."""
     return _collection.pack(collection) + document_id.encode()
+
+
+def behind_change(collection: int, sequence: int) -> bytes:
+    """A bound right behind the change of a sequence, which may be any integer."""
+    return change(collection, min(max(sequence, -1) + 1, _SEQUENCE_MAX))
 
 
 def known(remote: int, collection: int, document_id: DocumentID) -> bytes:

@@ -6,32 +6,28 @@ run is repeated exactly.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import Enum
-from itertools import pairwise
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from random import Random
-from typing import Any, Final, NoReturn
-from unittest import mock
+from typing import Final, NoReturn
 
 import trio
 
 from trio_p2p.errors import ReplicationError
-from trio_p2p.ids import DocumentID, SourceID
+from trio_p2p.ids import DocumentID, Sequence
 from trio_p2p.model.conflict import ConflictResolver
 from trio_p2p.model.document import Document, Revision
-from trio_p2p.model.version import Version, VersionVector
+from trio_p2p.model.version import Order, Version
 from trio_p2p.replication.checkpoint import Checkpoint, checkpoint_id
 from trio_p2p.replication.journal import Journal
 from trio_p2p.replication.passive import PassiveSession
 from trio_p2p.replication.session import ActiveSession, CollectionPlan, Plan
 from trio_p2p.store import changes, checkpoints, conflicts, documents, schema
 from trio_p2p.store.database import Collection, Database
+from trio_p2p.store.records import ChangeRow
 from trio_p2p.store.transaction import WriteTransaction
 from trio_p2p.testing.databases import open_test_database
+from trio_p2p.testing.witness import Witness
 from trio_p2p.transport.memory import Faults, memory_transport_pair
 
 _SECOND_NS: Final = 10**9
@@ -40,46 +36,6 @@ _MAP_BYTES: Final = 2**26
 # Longer than any exchange here takes: only one that hangs gets here.
 _HANG_S: Final = 10_000
 _FEED_ROWS: Final = 1_000
-
-
-class Witness:
-    """Sees every revision that any store makes current, and checks it.
-
-    A trivial merge adds the loser to the vector of one peer's copy alone, so the revision that all
-    peers end with need not name every write that it was decided against. The witness can tell.
-    """
-
-    def __init__(self) -> None:
-        self._vectors: dict[DocumentID, list[VersionVector]] = defaultdict(list)
-        self._last: dict[SourceID, int] = defaultdict(int)
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """See what is stored in this block."""
-        put_revision = documents.put_revision
-
-        def put(txn: WriteTransaction, number: int, name: DocumentID, revision: Revision) -> Any:
-            sequence = put_revision(txn, number, name, revision)
-            assert revision.version == revision.vector.greatest(), revision
-            assert sequence > self._last[txn.source], (sequence, self._last[txn.source])
-            self._last[txn.source] = sequence
-            self._vectors[name].append(revision.vector)
-            return sequence
-
-        with mock.patch.object(documents, "put_revision", put):
-            yield
-
-    def covers(self, document_id: DocumentID, held: Iterable[Revision], version: Version) -> bool:
-        """Whether the revisions include the version, or were made or chosen over it."""
-        found = [revision.vector for revision in held]
-        waiting = self._vectors[document_id]
-        latest: dict[SourceID, int] = {}
-        while found:
-            for time, source in (version for vector in found for version in vector):
-                latest[source] = max(time, latest.get(source, 0))
-            found = [v for v in waiting if v.current.time <= latest.get(v.current.source, 0)]
-            waiting = [v for v in waiting if v.current.time > latest.get(v.current.source, 0)]
-        return version.time <= latest.get(version.source, 0)
 
 
 class Node:
@@ -127,15 +83,21 @@ class Node:
         self.database.engine.abort()
         self._crashed.set()
 
+    def feed(self) -> list[ChangeRow]:
+        """The latest change of every document."""
+        with self.database.engine.read() as txn:
+            return changes.read_since(txn, self.collection.number, Sequence(0), _FEED_ROWS)
+
     def revisions(self) -> dict[DocumentID, Revision]:
         """Every document, tombstones included."""
+        return {row.document_id: self.revision(row.document_id) for row in self.feed()}
+
+    def revision(self, document_id: DocumentID) -> Revision:
+        """The document, which must be there, or its tombstone."""
         with self.database.engine.read() as txn:
-            rows = changes.read_since(txn, self.collection.number, _zero(), _FEED_ROWS)
-            stored = {
-                row.document_id: documents.get(txn, self.collection.number, row.document_id)
-                for row in rows
-            }
-        return {name: found.revision for name, found in stored.items() if found is not None}
+            stored = documents.get(txn, self.collection.number, document_id)
+        assert stored is not None, document_id
+        return stored.revision
 
     def waiting(self, document_id: DocumentID) -> list[Revision]:
         """Its revisions that wait for a resolver."""
@@ -154,3 +116,218 @@ class Node:
             self._path, map_size_max=_MAP_BYTES, clock=self.clock
         ) as database:
             await database.engine.write(job)
+
+
+class Exchange:
+    """One connection: an active session at one node, a passive one at another."""
+
+    def __init__(self, active: Node, passive: Node, plan: Plan, faults: Faults) -> None:
+        self.active = active
+        self.passive = passive
+        self.plan = plan
+        self.journal = Journal()
+        self.passive_journal = Journal()
+        self.failures: list[ReplicationError] = []
+        self.ended = trio.Event()
+        self._transport, other_end = memory_transport_pair(faults=faults)
+        self._session = ActiveSession(
+            self._transport,
+            plan,
+            self.journal,
+            on_activity=lambda busy: None,
+            on_healthy=lambda: None,
+            now_s=lambda: active.clock() // _SECOND_NS,
+        )
+        self._served = PassiveSession(other_end, [passive.collection], self.passive_journal)
+
+    @property
+    def moved(self) -> int:
+        """Documents pushed, pulled and resolved."""
+        done = self.journal.statistics()
+        return done.documents_pushed + done.documents_pulled + done.conflicts_resolved
+
+    async def run(self) -> None:
+        """Run both sessions to their end; what they fail with is kept in `failures`."""
+        try:
+            with trio.fail_after(_HANG_S if not self.plan.continuous else float("inf")):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._keep_failure, self._session.run)
+                    nursery.start_soon(self._keep_failure, self._served.run)
+        finally:
+            self.ended.set()
+
+    async def _keep_failure(self, run: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await run()
+        except ReplicationError as exc:
+            self.failures.append(exc)
+
+    def stop(self) -> None:
+        """Ask the active side to end in peace."""
+        self._session.request_stop()
+
+    def cut(self) -> None:
+        """Cut the connection."""
+        self._transport.cut()
+
+
+class Fleet:
+    """Some nodes, the exchanges among them, and what must hold."""
+
+    def __init__(self, nodes: list[Node], resolver: ConflictResolver, witness: Witness) -> None:
+        self.nodes = nodes
+        self.exchanges: list[Exchange] = []
+        self._resolver = resolver
+        self._witness = witness
+        self._written: list[tuple[DocumentID, Version]] = []
+
+    # --- Steps ---
+
+    async def put(self, node: Node, document_id: str, body: dict[str, int]) -> None:
+        """Write a document. Raises StoreClosedError if the node crashes before it is durable."""
+        self._note(await node.collection.put(document_id, body))
+
+    async def delete(self, node: Node, document_id: str) -> None:
+        """Delete a document if there is one."""
+        if node.collection.get(document_id) is not None:
+            self._note(await node.collection.delete(document_id))
+
+    def crash(self, node: Node) -> None:
+        """Let a node crash: its connections are cut, and it opens again."""
+        for exchange in self.exchanges:
+            if node in (exchange.active, exchange.passive):
+                exchange.cut()
+        node.crash()
+
+    async def exchange(
+        self,
+        active: Node,
+        passive: Node,
+        *,
+        push: bool = True,
+        pull: bool = True,
+        continuous: bool = False,
+        faults: Faults | None = None,
+    ) -> Exchange:
+        """Run one exchange to its end and check what it left."""
+        plan = Plan(
+            f"memory:{passive.number}",
+            (CollectionPlan(active.collection, self._resolver),),
+            push=push,
+            pull=pull,
+            continuous=continuous,
+        )
+        exchange = Exchange(active, passive, plan, faults or Faults())
+        self.exchanges.append(exchange)
+        try:
+            await exchange.run()
+        finally:
+            self.exchanges.remove(exchange)
+        await active.wait_open()
+        await passive.wait_open()
+        self.check_checkpoint(active, passive)
+        return exchange
+
+    async def exchange_undisturbed(
+        self, active: Node, passive: Node, *, push: bool = True, pull: bool = True
+    ) -> Exchange:
+        """Run an exchange while nothing else happens, and check that it did all it was to do."""
+        ours, theirs = active.revisions(), passive.revisions()
+        exchange = await self.exchange(active, passive, push=push, pull=pull)
+        assert not exchange.failures, exchange.failures
+        if push and pull:
+            self._check_same(active, passive)
+            assert not exchange.journal.statistics().documents_failed, exchange.journal.events
+        for name, revision in ours.items() if push else ():
+            if name not in theirs or theirs[name].compare(revision) is Order.OLDER:
+                self._check_covers(passive, name, revision.version)
+        for name, revision in theirs.items() if pull else ():
+            # An empty database that only pulls does not ask for tombstones.
+            if ours or push or not revision.deleted:
+                self._check_covers(active, name, revision.version)
+        return exchange
+
+    async def settle(self, links: Iterable[tuple[Node, Node]]) -> None:
+        """Exchange over these links, active side first, until all nodes hold the same."""
+        links = list(links)
+        for _ in range(4 * len(self.nodes) + 8):
+            exchanges = [await self.exchange_undisturbed(*link) for link in links]
+            if not any(exchange.moved for exchange in exchanges):
+                break
+        else:
+            raise AssertionError("the nodes do not settle")
+        self._check_settled()
+
+    # --- Checks ---
+
+    def check_checkpoint(self, active: Node, passive: Node) -> None:
+        """What a checkpoint says is done is committed on the other side, or decided against."""
+        name = checkpoint_id(
+            active.database.engine.id,
+            str(passive.database.engine.id),
+            active.collection.full_name,
+            None,
+        )
+        with active.database.engine.read() as txn:
+            ours = checkpoints.local(txn, name)
+        with passive.database.engine.read() as txn:
+            theirs = checkpoints.peer(txn, name)
+        if ours is None or theirs is None:
+            return
+        agreed = Checkpoint.from_json(ours).agreed(Checkpoint.from_json(theirs.body))
+        for row in active.feed():
+            if row.sequence in agreed.local:
+                self._check_covers(passive, row.document_id, _version(row))
+        for row in passive.feed():
+            if row.sequence <= int(agreed.remote or 0):
+                self._check_covers(active, row.document_id, _version(row))
+
+    def _check_covers(self, node: Node, document_id: DocumentID, version: Version) -> None:
+        held = node.waiting(document_id)
+        current = node.revisions().get(document_id)
+        held += [current] if current else []
+        assert self._witness.covers(document_id, held, version), (node, document_id, version, held)
+
+    def _check_same(self, node: Node, other: Node) -> None:
+        found, expected = node.revisions(), other.revisions()
+        assert found.keys() == expected.keys(), (node, found, other, expected)
+        for name, revision in found.items():
+            assert _face(revision) == _face(expected[name]), (name, node, other)
+
+    def _check_settled(self) -> None:
+        for node in self.nodes:
+            self._check_same(node, self.nodes[0])
+            for name in node.revisions():
+                assert not node.waiting(name), (node, name)
+        for name, version in self._written:
+            self._check_covers(self.nodes[0], name, version)
+
+    def _note(self, document: Document) -> None:
+        self._written.append((document.id, document.version))
+
+
+def scripted_delays(seed: int, events: Mapping[int, Callable[[], None]]) -> Callable[[], float]:
+    """For `Faults.delay_s`: pauses that depend on the seed (none for 0), and events.
+
+    An event happens as the message of its number, from 0, is about to be sent.
+    """
+    random = Random(seed)
+    sent = iter(range(10**9))
+
+    def delay_s() -> float:
+        event = events.get(next(sent))
+        if event is not None:
+            event()
+        return random.choice((0.0, 0.0, 0.2, 1.5)) if seed else 0.0
+
+    return delay_s
+
+
+def _version(row: ChangeRow) -> Version:
+    assert isinstance(row.revision_id, Version)
+    return row.revision_id
+
+
+def _face(revision: Revision) -> tuple[Version, bytes, bool]:
+    """What all peers must agree on; their vectors may differ where a merge was trivial."""
+    return revision.version, revision.body, revision.deleted

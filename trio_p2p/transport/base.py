@@ -6,7 +6,7 @@ arrives whole or not at all, and in the order it was sent.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol
 
@@ -28,6 +28,9 @@ class MessageTransport(Protocol):
         Raises: ConnectionLostError once the connection is gone.
         Cancelling: breaks the connection, as part of the message may be out: see `abort`.
         """
+
+    async def send_all(self, messages: Sequence[bytes]) -> None:
+        """Send messages in this order, with as few writes as the layer below allows. As `send`."""
 
     async def receive(self) -> bytes:
         """Wait for the next message.

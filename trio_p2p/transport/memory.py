@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -87,6 +87,11 @@ class MemoryTransport:
             raise
         finally:
             self._sending = False
+
+    async def send_all(self, messages: Sequence[bytes]) -> None:
+        """See `MessageTransport.send_all`."""
+        for message in messages:
+            await self.send(message)
 
     async def _delay(self) -> None:
         delay_s = self._link.faults.delay_s

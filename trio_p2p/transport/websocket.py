@@ -93,6 +93,7 @@ class _Wire(trio.abc.Stream):
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self._waiting_since: float | None = None
+        self._gathered: bytearray | None = None
         self.read_ahead = b""
         self.bytes_left: float = limits.HANDSHAKE_BYTES_MAX
 
@@ -118,6 +119,20 @@ class _Wire(trio.abc.Stream):
         return received
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self._gathered is None:
+            await self._stream.send_all(data)
+        else:
+            self._gathered += data
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+    @asynccontextmanager
+    async def gathered(self) -> AsyncIterator[None]:
+        """Keep what is sent in the block, and send it in one piece when the block is left."""
+        self._gathered = bytearray()
+        try:
+            yield
+        finally:
+            data, self._gathered = self._gathered, None
         await self._stream.send_all(data)
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -185,18 +200,25 @@ class WebSocketTransport:
 
     async def send(self, message: bytes) -> None:
         """See `MessageTransport.send`. Raises LocalProtocolError for a message over 1 MiB."""
-        if len(message) > limits.TRANSPORT_MESSAGE_BYTES_MAX:
-            raise LocalProtocolError("the message is too long for a peer", bytes=len(message))
+        await self.send_all((message,))
+
+    async def send_all(self, messages: Sequence[bytes]) -> None:
+        """See `MessageTransport.send_all`."""
+        longest = max(map(len, messages), default=0)
+        if longest > limits.TRANSPORT_MESSAGE_BYTES_MAX:
+            raise LocalProtocolError("the message is too long for a peer", bytes=longest)
         if self._sending:
             raise trio.BusyResourceError("another task is sending")
         if self._aborted:
             raise self._lost(None)
         self._sending = True
         try:
-            await self._connection.send_message(message)
+            async with self._link.wire.gathered():
+                for message in messages:
+                    await self._connection.send_message(message)
         except ConnectionClosed as exc:
             raise self._lost(exc) from None
-        except WSProtocolError as exc:
+        except (WSProtocolError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise self._lost(None) from exc
         except trio.Cancelled:
             # Part of a frame may be out: whatever followed would be read as its rest.
