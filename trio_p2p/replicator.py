@@ -30,11 +30,11 @@ from trio_p2p.replication.link import Pulse
 from trio_p2p.replication.session import ActiveSession, CollectionPlan, Plan
 from trio_p2p.replication.status import (
     ActivityLevel,
-    DocumentReplication,
     ReplicatorResult,
     ReplicatorStatistics,
     ReplicatorStatus,
 )
+from trio_p2p.replication.watching import DocumentReplications, StatusChanges
 from trio_p2p.security.auth import BasicAuthenticator
 from trio_p2p.security.trust import Trust, parse_pinned
 from trio_p2p.store.database import Collection, Database
@@ -167,6 +167,11 @@ class Replicator:
         return ReplicatorStatus(self._activity, self._journal.progress(), self._error)
 
     @property
+    def published(self) -> int:
+        """How often the status has changed; tells two statuses apart."""
+        return self._published
+
+    @property
     def server_certificate(self) -> x509.Certificate | None:
         """What the peer presented when last connected, None before and without TLS."""
         return self._server_certificate
@@ -186,36 +191,21 @@ class Replicator:
             statistics,
         )
 
-    async def status_changes(self) -> AsyncIterator[ReplicatorStatus]:
+    def status_changes(self) -> StatusChanges:
         """Iterate over what it is doing, from now until it stops.
 
         An activity change comes at once, mere progress at most every 200 ms; a slow consumer gets
         the latest status only. Cancelling: safe.
         """
-        seen = -1
-        while True:
-            await self._pulse.until(lambda seen=seen: self._published != seen)  # type: ignore[misc]
-            seen = self._published
-            yield self.status
-            if self._activity is ActivityLevel.STOPPED:
-                return
+        return StatusChanges(self, self._pulse)
 
-    async def document_replications(self) -> AsyncIterator[DocumentReplication]:
+    def document_replications(self) -> DocumentReplications:
         """Iterate over the documents replicated, from the start of the run until it stops.
 
-        The latest 10,000 are kept for who comes late. Cancelling: safe.
+        The latest 10,000 are kept for who comes late; `missed` of the iterator counts the others.
+        Cancelling: safe.
         """
-        journal, told = self._journal, 0
-        while True:
-            told = max(told, journal.event_count - len(journal.events))
-            while told < journal.event_count:
-                yield journal.events[told - journal.event_count]
-                told = max(told + 1, journal.event_count - len(journal.events))
-            if self._stopped.is_set():
-                return
-            await self._pulse.until(
-                lambda told=told: journal.event_count > told or self._stopped.is_set()  # type: ignore[misc]
-            )
+        return DocumentReplications(self._journal, self._pulse, self._stopped.is_set)
 
     async def wait_for(self, *levels: ActivityLevel) -> ReplicatorStatus:
         """Wait until it is at one of these levels.

@@ -21,7 +21,7 @@ from trio_p2p.replication.messages import (
 )
 from trio_p2p.replication.sender import Promise, Sender
 from trio_p2p.replication.status import Direction
-from trio_p2p.store import changes, documents
+from trio_p2p.store import changes, conflicts, documents
 from trio_p2p.store.records import ChangeRow
 from trio_p2p.store.transaction import ReadTransaction
 
@@ -54,7 +54,7 @@ class Pusher:
         self._on_the_way: dict[DocumentID, int] = {}
         self._next: dict[DocumentID, ChangeRow] = {}
         self._again: list[ChangeRow] = []
-        # Refused with 409: done once the pull has brought what they conflict with.
+        # Refused with 409, or sure to be: done once the conflict is resolved.
         self._refused: dict[DocumentID, int] = {}
         self._said_anything = False
         self._limit: int | None = None
@@ -100,7 +100,7 @@ class Pusher:
                 self._said_anything = True
                 return rows
             if not self._unread and not self._again:
-                if not self._said_anything:
+                if not self._said_anything and not self._refused:
                     self._link.profile.tell_caught_up(self._link.index)
                     self._said_anything = True
                 self._link.pulse.notify()
@@ -116,7 +116,7 @@ class Pusher:
             chosen = []
             for row in rows:
                 parent = self._knowledge.of(txn, row.document_id)
-                if self._is_due(row, parent):
+                if self._is_due(row, parent) and not self._is_conflicting(txn, row, parent):
                     self._on_the_way[row.document_id] = row.sequence
                     chosen.append((row, parent))
         self._link.journal.offered(len(chosen))
@@ -159,6 +159,20 @@ class Pusher:
                 self._done.add(earlier.sequence)
             self._next[row.document_id] = row
             return False
+        return True
+
+    def _is_conflicting(
+        self, txn: ReadTransaction, row: ChangeRow, known: RevisionID | None
+    ) -> bool:
+        """Whether the peer's revision waits for our resolver: ours is sure to be refused."""
+        if not self._pulling or known is None:
+            return False
+        if not conflicts.of_document(txn, self._link.number, row.document_id):
+            return False
+        stored = documents.head(txn, self._link.number, row.document_id)
+        if stored is None or stored.revision.has(known):
+            return False
+        self._refused[row.document_id] = row.sequence
         return True
 
     @staticmethod

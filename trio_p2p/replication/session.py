@@ -10,7 +10,6 @@ import trio
 
 from trio_p2p import limits
 from trio_p2p.errors import (
-    ConnectionLostError,
     DuplicateDatabaseError,
     PeerError,
     TrioP2PError,
@@ -44,8 +43,9 @@ from trio_p2p.store.transaction import WriteTransaction
 from trio_p2p.transport.base import MessageTransport
 
 CLOSE_NORMAL = 1000
+# Couchbase Lite's codes for "try again later" and "do not come back".
+CLOSE_TRANSIENT = 4001
 CLOSE_PERMANENT = 4002
-"""Couchbase Lite's code for "do not come back"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +127,7 @@ class ActiveSession:
         self._profile = CouchbaseProfile(self._peer, self._handle, active=True)
         self._parts: list[_Part] = []
         self._stopping = False
+        self._replicated = False
         self._finished = False
 
     def request_stop(self) -> None:
@@ -142,40 +143,50 @@ class ActiveSession:
         checkpoint did not cover is offered again next time.
         """
         failure: BaseExceptionGroup[TrioP2PError] | None = None
+        lost: BaseExceptionGroup[TrioP2PError] | None = None
         try:
             async with trio.open_nursery() as services:
                 services.start_soon(self._peer.run, self._profile.on_request)
                 try:
                     await self._replicate()
-                except PeerError:
-                    await self._transport.aclose(CLOSE_PERMANENT)
-                    raise
-                await self._peer.flush()
-                self._finished = True
-                await self._transport.aclose(CLOSE_NORMAL)
+                except* TrioP2PError as group:
+                    failure = group
+                await self._say_goodbye(failure)
                 services.cancel_scope.cancel()
         except* TrioP2PError as group:
-            failure = group
+            lost = group
         finally:
             self._transport.abort()
             self._journal.moved(self._peer.bytes_sent, self._peer.bytes_received)
-        if failure is not None and not (self._finished and failure.split(ConnectionLostError)[0]):
+        if failure is not None:
             raise replication_error(failure) from failure
+        if lost is not None and not self._finished:
+            raise replication_error(lost) from lost
+
+    async def _say_goodbye(self, failure: BaseExceptionGroup[TrioP2PError] | None) -> None:
+        if failure is None:
+            await self._peer.flush()
+            # From here on, that the connection ends is no failure.
+            self._finished = True
+            await self._transport.aclose(CLOSE_NORMAL)
+        else:
+            retryable = replication_error(failure).retryable
+            await self._transport.aclose(CLOSE_TRANSIENT if retryable else CLOSE_PERMANENT)
 
     async def _replicate(self) -> None:
         self._parts = await self._open()
         self._journal.connected()
-        async with trio.open_nursery() as users:
-            for part in self._parts:
-                self._start(users, part)
-            users.start_soon(self._report_activity)
-            users.start_soon(self._save_checkpoints)
-            await self._pulse.until(self._may_end)
-            users.cancel_scope.cancel()
-        for part in self._parts:
-            if part.checkpointer.unsaved:
-                await part.checkpointer.save()
-                self._on_healthy()
+        async with trio.open_nursery() as saver:
+            # It outlives the others: a save that is cut off would be refused when it is repeated.
+            saver.start_soon(self._save_checkpoints)
+            async with trio.open_nursery() as users:
+                for part in self._parts:
+                    self._start(users, part)
+                users.start_soon(self._report_activity)
+                await self._pulse.until(self._may_end)
+                users.cancel_scope.cancel()
+            self._replicated = True
+            self._pulse.notify()
 
     def _start(self, users: trio.Nursery, part: _Part) -> None:
         if part.puller is not None:
@@ -217,17 +228,23 @@ class ActiveSession:
             await self._pulse.until(lambda busy=busy: self._busy() != busy)  # type: ignore[misc]
 
     async def _save_checkpoints(self) -> None:
-        """Save what changed: soon, or at once when there is much of it or nothing else to do."""
-        while True:
-            await self._pulse.until(lambda: self._unsaved() > 0)
+        """Save what changed: soon, or at once when there is much of it or nothing else to do.
+
+        Returns once all is replicated and saved.
+        """
+        while not self._replicated or self._unsaved():
+            await self._pulse.until(lambda: self._replicated or self._unsaved() > 0)
             with trio.move_on_after(limits.CHECKPOINT_INTERVAL_S):
-                await self._pulse.until(
-                    lambda: self._unsaved() >= limits.CHECKPOINT_DOCUMENTS or not self._busy()
-                )
+                await self._pulse.until(self._may_save)
             for part in self._parts:
                 if part.checkpointer.unsaved:
                     await part.checkpointer.save()
                     self._on_healthy()
+
+    def _may_save(self) -> bool:
+        """Whether to wait no longer for more to save with it."""
+        enough = self._unsaved() >= limits.CHECKPOINT_DOCUMENTS
+        return enough or self._replicated or not self._busy()
 
     def _unsaved(self) -> int:
         return sum(part.checkpointer.unsaved for part in self._parts)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections import ChainMap
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -247,32 +247,38 @@ class Engine:
 
     def _commit(self, batch: list[_Waiting[Any]]) -> dict[int, CollectionState]:
         """In the thread: run and commit a batch. Returns the collections that changed."""
+        committed: dict[int, CollectionState] = {}
         with self._committing:
-            return self._commit_open(batch) if self._files_open else {}
+            if self._files_open:
+                self._commit_open(batch, committed)
+        return committed
 
-    def _commit_open(self, batch: list[_Waiting[Any]]) -> dict[int, CollectionState]:
+    def _commit_open(
+        self, batch: list[_Waiting[Any]], committed: dict[int, CollectionState]
+    ) -> None:
         try:
-            return self._transact(batch)
+            committed |= self._transact(batch, committed)
         except lmdb.Error as exc:
             if len(batch) == 1:
                 batch[0].fail(exc)
-                return {}
-        # A shared commit failed, most likely for space that one job wants: now each by itself.
-        changed: dict[int, CollectionState] = {}
-        for waiting in batch:
-            changed |= self._commit_open([waiting])
-        return changed
+                return
+            # Most likely for space that one job wants: now each by itself.
+            for waiting in batch:
+                self._commit_open([waiting], committed)
 
-    def _transact(self, batch: list[_Waiting[Any]]) -> dict[int, CollectionState]:
+    def _transact(
+        self, batch: list[_Waiting[Any]], committed: dict[int, CollectionState]
+    ) -> dict[int, CollectionState]:
         changed: dict[int, CollectionState] = {}
+        states = ChainMap(changed, committed, self._collections)
         raw = self._env.begin(write=True, buffers=True)
         try:
             if len(batch) == 1:
-                if not self._run_job(batch[0], raw, changed):
+                if not self._run_job(batch[0], raw, states):
                     return {}
             else:
                 for waiting in batch:
-                    self._run_nested(waiting, raw, changed)
+                    self._run_nested(waiting, raw, states)
             self._save(raw, changed)
             raw.commit()
         finally:
@@ -286,11 +292,11 @@ class Engine:
         self,
         waiting: _Waiting[Any],
         parent: lmdb.Transaction[memoryview],
-        changed: dict[int, CollectionState],
+        states: MutableMapping[int, CollectionState],
     ) -> None:
         child = self._env.begin(parent=parent, write=True, buffers=True)
         try:
-            if self._run_job(waiting, child, changed):
+            if self._run_job(waiting, child, states):
                 child.commit()
         finally:
             child.abort()
@@ -299,14 +305,13 @@ class Engine:
         self,
         waiting: _Waiting[Any],
         raw: lmdb.Transaction[memoryview],
-        changed: dict[int, CollectionState],
+        states: MutableMapping[int, CollectionState],
     ) -> bool:
         """Run a job on what those before it left; whether its changes are to be kept."""
-        before = ChainMap(changed, self._collections)
-        txn = WriteTransaction(raw, self._tables, self._clock, self.source, before)
+        txn = WriteTransaction(raw, self._tables, self._clock, self.source, states)
         kept = waiting.run(txn)
         if kept:
-            changed.update(txn.changed)
+            states.update(txn.changed)
         return kept
 
     def _save(

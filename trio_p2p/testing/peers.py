@@ -6,6 +6,7 @@ run is repeated exactly.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from random import Random
@@ -148,13 +149,10 @@ class Exchange:
 
     async def run(self) -> None:
         """Run both sessions to their end; what they fail with is kept in `failures`."""
-        try:
-            with trio.fail_after(_HANG_S if not self.plan.continuous else float("inf")):
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._keep_failure, self._session.run)
-                    nursery.start_soon(self._keep_failure, self._served.run)
-        finally:
-            self.ended.set()
+        with trio.fail_after(math.inf if self.plan.continuous else _HANG_S):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._keep_failure, self._session.run)
+                nursery.start_soon(self._keep_failure, self._served.run)
 
     async def _keep_failure(self, run: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -199,7 +197,7 @@ class Fleet:
                 exchange.cut()
         node.crash()
 
-    async def exchange(
+    def connect(
         self,
         active: Node,
         passive: Node,
@@ -209,7 +207,7 @@ class Fleet:
         continuous: bool = False,
         faults: Faults | None = None,
     ) -> Exchange:
-        """Run one exchange to its end and check what it left."""
+        """Make an exchange, for `run`."""
         plan = Plan(
             f"memory:{passive.number}",
             (CollectionPlan(active.collection, self._resolver),),
@@ -219,21 +217,25 @@ class Fleet:
         )
         exchange = Exchange(active, passive, plan, faults or Faults())
         self.exchanges.append(exchange)
-        try:
-            await exchange.run()
-        finally:
-            self.exchanges.remove(exchange)
-        await active.wait_open()
-        await passive.wait_open()
-        self.check_checkpoint(active, passive)
         return exchange
 
-    async def exchange_undisturbed(
-        self, active: Node, passive: Node, *, push: bool = True, pull: bool = True
-    ) -> Exchange:
+    async def run(self, exchange: Exchange) -> None:
+        """Run an exchange to its end and check what it left."""
+        try:
+            await exchange.run()
+            await exchange.active.wait_open()
+            await exchange.passive.wait_open()
+            self.check_checkpoint(exchange.active, exchange.passive)
+        finally:
+            self.exchanges.remove(exchange)
+            exchange.ended.set()
+
+    async def run_undisturbed(self, exchange: Exchange) -> None:
         """Run an exchange while nothing else happens, and check that it did all it was to do."""
+        active, passive = exchange.active, exchange.passive
+        push, pull = exchange.plan.push, exchange.plan.pull
         ours, theirs = active.revisions(), passive.revisions()
-        exchange = await self.exchange(active, passive, push=push, pull=pull)
+        await self.run(exchange)
         assert not exchange.failures, exchange.failures
         if push and pull:
             self._check_same(active, passive)
@@ -245,14 +247,17 @@ class Fleet:
             # An empty database that only pulls does not ask for tombstones.
             if ours or push or not revision.deleted:
                 self._check_covers(active, name, revision.version)
-        return exchange
 
     async def settle(self, links: Iterable[tuple[Node, Node]]) -> None:
         """Exchange over these links, active side first, until all nodes hold the same."""
         links = list(links)
         for _ in range(4 * len(self.nodes) + 8):
-            exchanges = [await self.exchange_undisturbed(*link) for link in links]
-            if not any(exchange.moved for exchange in exchanges):
+            moved = 0
+            for active, passive in links:
+                exchange = self.connect(active, passive)
+                await self.run_undisturbed(exchange)
+                moved += exchange.moved
+            if not moved:
                 break
         else:
             raise AssertionError("the nodes do not settle")

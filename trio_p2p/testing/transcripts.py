@@ -18,6 +18,7 @@ import orjson
 from trio_p2p.blip import Connection, ErrorReceived, Message, RequestReceived
 from trio_p2p.blip.connection import ERROR_CODE, ERROR_DOMAIN, Event
 from trio_p2p.errors import PeerError
+from trio_p2p.store.database import Body, Collection
 from trio_p2p.store.engine import Engine
 
 BINARY = 2
@@ -127,6 +128,31 @@ def _without_blobs(message: Message) -> Message:
     return replace(message, body=orjson.dumps(kept))
 
 
+def altered(
+    scripts: Sequence[Script],
+    *,
+    by_client: bool,
+    is_reply: bool,
+    profile: str,
+    properties: Mapping[str, str] | None = None,
+    body: bytes | None = None,
+) -> list[Script]:
+    """A recording with other properties or another body in every message of one kind.
+
+    A replay that accepts it compares nothing.
+    """
+
+    def change(said: Spoken) -> Spoken:
+        if (said.by_client, said.is_reply, said.profile) != (by_client, is_reply, profile):
+            return said
+        message = said.message
+        changed = {**message.properties, **(properties or {})}
+        new_body = message.body if body is None else body
+        return replace(said, message=replace(message, properties=changed, body=new_body))
+
+    return [[change(said) for said in script] for script in scripts]
+
+
 class Names:
     """Which of our identifiers stands for which recorded one."""
 
@@ -155,7 +181,10 @@ def _renamed(message: Message, names: Mapping[str, str]) -> Message:
 
 
 class RecordedClock:
-    """A wall clock that stands where the recording was made."""
+    """A wall clock that stands where the recording was made.
+
+    Edits then get the versions that were recorded, but for their author.
+    """
 
     def __init__(self, time_ns: int = 0x18EA_7BF5_A000_0000) -> None:
         self._time_ns = time_ns
@@ -167,6 +196,16 @@ class RecordedClock:
         """Let the next version that the database makes have this time, as a recorded one has."""
         self._time_ns = time & ~_COUNTER_MASK
         await engine.write(lambda txn: txn.clock.see(time - 1))
+
+    async def edit(
+        self, collection: Collection, time: int, document_id: str, body: Body | None
+    ) -> None:
+        """Put a document, or delete it for None, as a recorded peer did at this time."""
+        await self.make_next(collection.database.engine, time)
+        if body is None:
+            await collection.delete(document_id)
+        else:
+            await collection.put(document_id, body)
 
 
 def _comparable_body(profile: str, is_reply: bool, body: bytes) -> Any:

@@ -11,9 +11,7 @@ from trio_p2p.store.checkpoints import PeerCheckpoint
 @pytest.fixture
 def set_peer(engine):
     async def set_peer(client, expected, body=b"{}"):
-        return await engine.write(
-            lambda txn: checkpoints.set_peer(txn, client, expected, body)
-        )
+        return await engine.write(lambda txn: checkpoints.set_peer(txn, client, expected, body))
 
     return set_peer
 

@@ -21,8 +21,8 @@ from trio_p2p.errors import (
     StoreClosedError,
     StoreError,
 )
-from trio_p2p.model.version import TREE_SOURCE, Order, TreeRevisionID
 from trio_p2p.model.document import Revision
+from trio_p2p.model.version import TREE_SOURCE, Order, TreeRevisionID
 from trio_p2p.store import documents
 from trio_p2p.store.database import open_database
 from trio_p2p.store.documents import ANY
@@ -343,11 +343,15 @@ async def test_a_batch_is_one_commit(db, notes):
 )
 async def test_a_batch_with_an_edit_that_fails_writes_nothing(notes, break_it, error):
     old = await notes.put("old", {})
-    with pytest.raises(error) as caught:
+
+    async def write():
         async with notes.batch() as batch:
             batch.put("a", {})
             break_it(batch)
             batch.put("b", {})
+
+    with pytest.raises(error) as caught:
+        await write()
     if error is ConflictError:
         assert caught.value.current == old
     assert (notes.count, notes.last_sequence) == (1, 1)
@@ -364,13 +368,19 @@ async def test_a_batch_checks_at_the_call(notes):
 
 
 async def test_a_batch_whose_block_raises_writes_nothing(notes):
-    with pytest.raises(ValueError, match="mine"):
+    opened = []
+
+    async def fail():
         async with notes.batch() as batch:
+            opened.append(batch)
             batch.put("a", {})
             raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        await fail()
     assert notes.last_sequence == 0
     with pytest.raises(StoreError, match="ended"):
-        batch.put("a", {})
+        opened[0].put("a", {})
 
 
 async def test_a_batch_takes_nothing_after_its_end(notes):
@@ -424,9 +434,9 @@ async def test_documents_may_be_edited_during_a_scan(notes):
     assert notes.count == 0
 
 
-async def test_a_long_scan_lets_other_tasks_run(notes, nursery):
+async def test_a_long_scan_lets_other_tasks_run(notes):
     async with notes.batch() as batch:
-        for number in range(3 * limits.SCAN_SLICE_ROWS):
+        for number in range(5 * limits.SCAN_SLICE_ROWS):
             batch.put(f"d{number:04}", {})
     turns = []
 
@@ -462,8 +472,9 @@ async def test_a_live_feed_follows_what_is_written(notes, nursery):
     seen = []
 
     async def follow(since):
-        async for change in notes.changes(since):
-            seen.append((since, change.sequence))
+        feed = notes.changes(since)
+        while True:
+            seen.append((since, (await anext(feed)).sequence))
 
     for since in (0, 0, 2):
         nursery.start_soon(follow, since)
@@ -473,7 +484,6 @@ async def test_a_live_feed_follows_what_is_written(notes, nursery):
         await wait_all_tasks_blocked()
     expected = [(0, sequence) for sequence in (1, 1, 2, 2, 3, 3, 4, 4)] + [(2, 3), (2, 4)]
     assert sorted(seen) == expected
-    nursery.cancel_scope.cancel()
 
 
 async def test_a_slow_consumer_misses_nothing(notes):
@@ -489,6 +499,13 @@ async def test_a_slow_consumer_misses_nothing(notes):
     assert sequences == sorted(set(sequences))
     assert sequences[-1] == notes.last_sequence
     assert len({change.document_id for change in seen}) == 3 * limits.SCAN_SLICE_ROWS
+
+
+@pytest.mark.parametrize("since", [-5, 2**70])
+async def test_a_live_feed_waits_wherever_it_starts(notes, since, autojump_clock):
+    with trio.move_on_after(1) as scope:
+        await anext(notes.changes(since))
+    assert scope.cancelled_caught
 
 
 async def test_a_feed_goes_on_after_it_was_cancelled(notes, autojump_clock):
@@ -516,13 +533,12 @@ async def test_a_feed_does_not_see_other_collections(db, notes):
     assert await changed(notes) == [(1, "b", False)]
 
 
-async def test_closing_ends_a_live_feed(path):
+async def test_closing_ends_a_live_feed(path, nursery):
     async def follow(collection):
         with pytest.raises(StoreClosedError):
             async for _change in collection.changes():
                 pass
 
-    async with trio.open_nursery() as nursery:
-        async with open_test_database(path) as db:
-            nursery.start_soon(follow, db.default_collection)
-            await wait_all_tasks_blocked()
+    async with open_test_database(path) as db:
+        nursery.start_soon(follow, db.default_collection)
+        await wait_all_tasks_blocked()

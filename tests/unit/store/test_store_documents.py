@@ -31,9 +31,7 @@ def put(engine):
 @pytest.fixture
 def edit(engine):
     async def edit(document_id, body, expected=ANY):
-        return await engine.write(
-            lambda txn: documents.edit(txn, C, document_id, body, expected)
-        )
+        return await engine.write(lambda txn: documents.edit(txn, C, document_id, body, expected))
 
     return edit
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+
 import lmdb
 import pytest
 import trio
@@ -142,9 +144,7 @@ async def test_an_error_of_lmdb_in_a_read_comes_out_as_ours(engine):
 @pytest.mark.parametrize("together", [False, True])
 async def test_a_job_too_large_fails_alone(path, together, nursery):
     gate = Gate()
-    opening = open_engine(
-        path, clock=lambda: 0, run_sync=gate, sync=False, map_size_max=2**20
-    )
+    opening = open_engine(path, clock=lambda: 0, run_sync=gate, sync=False, map_size_max=2**20)
     async with opening as engine:
         gate.open = trio.Event()
         results = []
@@ -180,6 +180,9 @@ async def test_jobs_that_only_together_are_too_large_are_committed_by_themselves
         assert len(results) == 8
         assert 0 < full < 8
         assert len(values(engine)) == 8 - full
+        assert engine.collections[DEFAULT].last_sequence == 8 - full
+    async with open_test_database(path) as db:
+        assert db.engine.collections[DEFAULT].last_sequence == 8 - full
 
 
 async def test_cancelling_before_admission_leaves_no_trace(path, nursery, monkeypatch):
@@ -221,30 +224,35 @@ async def test_cancelling_after_admission_waits_for_the_fate(gated, gate, nurser
     assert values(gated) == {b"a": b"1"}
 
 
-async def test_leaving_the_block_writes_what_was_admitted(path, gate):
+async def test_leaving_the_block_writes_what_was_admitted(path, gate, nursery):
     results = []
-    async with trio.open_nursery() as nursery:
-        async with open_engine(path, clock=lambda: 0, run_sync=gate, sync=False) as engine:
-            gate.open = trio.Event()
-            for number in range(5):
-                nursery.start_soon(outcome, results, engine, set_value(b"%d" % number))
-            await wait_all_tasks_blocked()
-            gate.open.set()
+    async with open_engine(path, clock=lambda: 0, run_sync=gate, sync=False) as engine:
+        gate.open = trio.Event()
+        for number in range(5):
+            nursery.start_soon(outcome, results, engine, set_value(b"%d" % number))
+        await wait_all_tasks_blocked()
+        gate.open.set()
+    await wait_all_tasks_blocked()
     assert sorted(results) == [b"0", b"1", b"2", b"3", b"4"]
     async with open_test_database(path) as db:
         assert len(values(db.engine)) == 5
 
 
-async def test_leaving_the_block_by_cancellation_writes_what_was_admitted(path):
+async def test_leaving_the_block_by_cancellation_writes_what_was_admitted(path, nursery):
     results = []
-    async with trio.open_nursery() as nursery:
-        with trio.CancelScope() as scope:
-            async with open_test_database(path) as db:
-                nursery.start_soon(outcome, results, db.engine, set_value(b"a"))
-                await trio.lowlevel.cancel_shielded_checkpoint()
-                scope.cancel()
-                await trio.sleep_forever()
-    assert results == [b"a"]
+    gate = Gate()
+    with trio.CancelScope() as scope:
+        async with open_engine(path, clock=lambda: 0, run_sync=gate, sync=False) as engine:
+            gate.open = trio.Event()
+            nursery.start_soon(outcome, results, engine, set_value(b"a"))
+            await wait_all_tasks_blocked()
+            nursery.start_soon(outcome, results, engine, set_value(b"b"))
+            await wait_all_tasks_blocked()
+            scope.cancel()
+            gate.open.set()
+            await trio.sleep_forever()
+    await wait_all_tasks_blocked()
+    assert results == [b"a", b"b"]
 
 
 async def test_what_the_body_raises_leaves_as_it_was(path):
@@ -256,10 +264,13 @@ async def test_what_the_body_raises_leaves_as_it_was(path):
 
 
 async def test_what_the_body_raises_while_cancelled_is_not_lost(path):
-    with pytest.raises(ValueError, match="mine"), trio.CancelScope() as scope:
+    async def fail(scope):
         async with open_test_database(path):
             scope.cancel()
             raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"), trio.CancelScope() as scope:
+        await fail(scope)
 
 
 async def test_a_closed_engine_refuses_everything(path):
@@ -276,23 +287,45 @@ async def test_a_closed_engine_refuses_everything(path):
     engine.abort()
 
 
-async def test_abort_fails_what_waits_and_keeps_what_was_committed(path, gate):
+async def test_abort_fails_what_waits_and_keeps_what_was_committed(path, gate, nursery):
     results = []
-    async with trio.open_nursery() as nursery:
-        async with open_engine(path, clock=lambda: 0, run_sync=gate, sync=False) as engine:
-            await engine.write(set_value(b"kept"))
-            gate.open = trio.Event()
-            for number in range(3):
-                nursery.start_soon(outcome, results, engine, set_value(b"%d" % number))
-            await wait_all_tasks_blocked()
-            engine.abort()
-            # The files are closed at once: the directory can be opened again right now.
-            async with open_test_database(path) as again:
-                assert values(again.engine) == {b"kept": b"1"}
-            gate.open.set()
+    async with open_engine(path, clock=lambda: 0, run_sync=gate, sync=False) as engine:
+        await engine.write(set_value(b"kept"))
+        gate.open = trio.Event()
+        nursery.start_soon(outcome, results, engine, set_value(b"taken"))
+        await wait_all_tasks_blocked()
+        nursery.start_soon(outcome, results, engine, set_value(b"queued"))
+        nursery.start_soon(outcome, results, engine, set_value(b"queued too"))
+        await wait_all_tasks_blocked()
+        engine.abort()
+        # The files are closed at once: the directory can be opened again right now.
+        async with open_test_database(path) as again:
+            assert values(again.engine) == {b"kept": b"1"}
+        gate.open.set()
+    await wait_all_tasks_blocked()
     assert [type(result) for result in results] == [StoreClosedError] * 3
     async with open_test_database(path) as db:
         assert values(db.engine) == {b"kept": b"1"}
+
+
+async def test_abort_lets_a_running_commit_finish(path, nursery):
+    results = []
+    started, release = threading.Event(), threading.Event()
+
+    def job(txn):
+        started.set()
+        release.wait()
+        return set_value(b"a")(txn)
+
+    async with open_engine(path, clock=lambda: 0) as engine:
+        nursery.start_soon(outcome, results, engine, job)
+        await trio.to_thread.run_sync(started.wait)
+        release.set()
+        engine.abort()
+    await wait_all_tasks_blocked()
+    assert results == [b"a"]
+    async with open_test_database(path) as db:
+        assert values(db.engine) == {b"a": b"1"}
 
 
 async def test_a_change_that_happened_already_is_not_waited_for(engine, autojump_clock):
@@ -335,7 +368,7 @@ async def test_a_waiter_that_is_cancelled_leaves_the_others_waiting(engine, nurs
     assert woken == [True]
 
 
-async def test_closing_ends_every_wait(path):
+async def test_closing_ends_every_wait(path, nursery):
     ended = []
 
     async def wait(engine):
@@ -343,11 +376,11 @@ async def test_closing_ends_every_wait(path):
             await engine.wait_change(DEFAULT, 0)
         ended.append(True)
 
-    async with trio.open_nursery() as nursery:
-        async with open_test_database(path) as db:
-            nursery.start_soon(wait, db.engine)
-            nursery.start_soon(wait, db.engine)
-            await wait_all_tasks_blocked()
+    async with open_test_database(path) as db:
+        nursery.start_soon(wait, db.engine)
+        nursery.start_soon(wait, db.engine)
+        await wait_all_tasks_blocked()
+    await wait_all_tasks_blocked()
     assert ended == [True, True]
 
 

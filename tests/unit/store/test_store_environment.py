@@ -125,10 +125,9 @@ def test_a_failed_opening_leaves_the_directory_free(path):
 
 
 def test_a_truncated_data_file_is_damage_and_no_crash(path):
-    with opened(path) as environment:
-        with environment.env.begin(write=True) as txn:
-            for number in range(2000):
-                txn.put(keys.number(number), bytes(100), db=environment.tables.documents)
+    with opened(path) as environment, environment.env.begin(write=True) as txn:
+        for number in range(2000):
+            txn.put(keys.number(number), bytes(100), db=environment.tables.documents)
     length = (path / DATA_FILE).stat().st_size
     whole = path.with_name("whole")
     path.rename(whole)

@@ -35,6 +35,12 @@ def test_changes_lie_in_order_of_collection_then_sequence(one, other):
     assert (keys.change(*one) < keys.change(*other)) == (one < other)
 
 
+@given(numbers, sequences.filter(lambda n: n < 2**64 - 1), st.integers())
+def test_a_bound_behind_a_change_divides_changes_as_their_sequences_do(collection, one, other):
+    is_behind = keys.change(collection, one) >= keys.behind_change(collection, other)
+    assert is_behind == (one > other)
+
+
 @given(numbers, document_ids())
 def test_a_document_key_tells_its_document(collection, document_id):
     assert keys.read_document(memoryview(keys.document(collection, document_id))) == document_id

@@ -20,9 +20,7 @@ SHA1 = bytes(range(20))
 
 sources = st.binary(min_size=16, max_size=16).filter(any).map(SourceID)
 versions = st.builds(Version, st.integers(1, 2**64 - 1), sources)
-trees = st.builds(
-    TreeRevisionID, st.integers(1, 2**23 - 1), st.binary(min_size=1, max_size=32)
-)
+trees = st.builds(TreeRevisionID, st.integers(1, 2**23 - 1), st.binary(min_size=1, max_size=32))
 several = st.lists(versions, max_size=3).map(tuple)
 vectors = st.builds(VersionVector, versions, several, several)
 revisions = st.builds(
