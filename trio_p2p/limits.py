@@ -103,6 +103,8 @@ ANCESTORS_MAX: Final = 10
 # crash may cause to be offered again.
 CHECKPOINT_INTERVAL_S: Final = 1.0
 CHECKPOINT_DOCUMENTS: Final = 1_000
+# Each attempt that fails is one that another replication between the same databases won.
+CHECKPOINT_ATTEMPTS_MAX: Final = 10
 PROGRESS_INTERVAL_S: Final = 0.2
 # A document whose proposal was refused with an ancestor of ours is proposed again this often.
 PROPOSE_ATTEMPTS_MAX: Final = 3
@@ -119,3 +121,14 @@ CHECKPOINT_BYTES_MAX: Final = MIB
 
 ATTEMPTS_ONE_SHOT: Final = 10
 ATTEMPT_WAIT_S_MAX: Final = 300.0
+
+# --- Command line --------------------------------------------------------------------------------
+
+# One transaction of an import: a commit costs little beside so many documents.
+IMPORT_BATCH_DOCUMENTS: Final = 1_000
+# What the lines of one such transaction may take in memory, but for the last of them.
+IMPORT_BATCH_BYTES: Final = 16 * MIB
+# In a pipe, progress is a line each time so many more documents are done.
+PROGRESS_LINE_DOCUMENTS: Final = 5_000
+# Someone waits at the terminal: give up sooner than a program would.
+SYNC_ATTEMPTS_ONE_SHOT: Final = 3

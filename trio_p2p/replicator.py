@@ -187,7 +187,7 @@ class Replicator:
             statistics.documents_pushed,
             statistics.documents_pulled,
             statistics.documents_failed,
-            tuple(event for event in self._journal.events if event.error is not None),
+            tuple(self._journal.failures),
             statistics,
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from trio_p2p import limits
 from trio_p2p.errors import PeerError
 from trio_p2p.replication.checkpoint import Checkpoint, RemoteSequences
 from trio_p2p.replication.knowledge import RemoteKnowledge
@@ -75,15 +76,16 @@ class Checkpointer:
 
     async def _save_remotely(self, body: bytes) -> None:
         profile, index = self._link.profile, self._link.index
-        try:
-            self._revision = await profile.set_checkpoint(index, self._id, self._revision, body)
-        except PeerError as exc:
-            if exc.code != 409:
-                raise
+        for attempts_left in reversed(range(limits.CHECKPOINT_ATTEMPTS_MAX)):
+            try:
+                self._revision = await profile.set_checkpoint(index, self._id, self._revision, body)
+                return
+            except PeerError as exc:
+                if exc.code != 409 or not attempts_left:
+                    raise
             # Another replication between the same databases saved its own meanwhile.
             held = await profile.get_checkpoint(index, self._id)
-            revision = held.revision if held else ""
-            self._revision = await profile.set_checkpoint(index, self._id, revision, body)
+            self._revision = held.revision if held else ""
 
     def _agree(self, held: HeldCheckpoint) -> tuple[Checkpoint, Checkpoint]:
         """Where to start, and what counts as saved: what both copies agree on."""

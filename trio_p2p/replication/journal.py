@@ -29,6 +29,8 @@ class Journal:
         self._counts = {Direction.PUSH: 0, Direction.PULL: 0}
         self._offered = self._settled = self._failed = self._resolved = 0
         self.events: deque[DocumentReplication] = deque(maxlen=limits.DOCUMENT_EVENTS_MAX)
+        # Kept by themselves, or the many that went well would push them out.
+        self.failures: deque[DocumentReplication] = deque(maxlen=limits.DOCUMENT_EVENTS_MAX)
         self.event_count = 0
 
     def offered(self, count: int) -> None:
@@ -64,7 +66,9 @@ class Journal:
         """One document could not be replicated."""
         self._failed += 1
         self._settled += 1
-        self._tell(DocumentReplication(direction, collection, document_id, error=error))
+        event = DocumentReplication(direction, collection, document_id, error=error)
+        self.failures.append(event)
+        self._tell(event)
 
     def resolved(self) -> None:
         """A conflict was resolved."""

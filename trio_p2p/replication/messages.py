@@ -194,7 +194,7 @@ class NoRevision:
 
     collection: int
     document_id: DocumentID
-    revision_id: RevisionID
+    revision_id: RevisionID | None
     sequence: RemoteSequence
     status: int
     reason: str = ""

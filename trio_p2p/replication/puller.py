@@ -111,12 +111,13 @@ class Puller:
 
     def withheld(self, message: NoRevision) -> None:
         """A promised revision will not come: its document changed again, or is gone."""
-        if self._requested.pop(message.sequence, None) is None:
+        document_id = self._requested.pop(message.sequence, None)
+        if document_id is None:
             return
         error = PeerError("HTTP", message.status, message.reason)
         if not error.retryable:
             self._sequences.complete(message.sequence)
-        self._link.journal.failed(Direction.PULL, self._link.collection, message.document_id, error)
+        self._link.journal.failed(Direction.PULL, self._link.collection, document_id, error)
         self._link.pulse.notify()
 
     def _may_answer(self) -> bool:

@@ -3,10 +3,11 @@
 The standard library's `ssl` cannot leave the verdict on a certificate to us; pyOpenSSL asks a
 callback in the middle of the handshake, so that a refused peer gets an alert and nothing else.
 
-OpenSSL does no I/O here. Plaintext is encrypted into its outgoing buffer; whoever then holds the
-flush lock takes ciphertext out and sends it, so it leaves in the order it was made, though a
-reader too may have something to send (TLS 1.3 key updates). The reader never waits for that lock:
-its holder looks again before letting go.
+OpenSSL does no I/O here: it leaves ciphertext in a buffer. After the handshake only the sender
+takes it out. A reader that sent something could block while its peer's reader does the same, and
+neither would read again. What OpenSSL wants to say on its own is the answer to a key update, which
+must go out before our next data and need not before (RFC 8446, section 4.6.3), so it waits for the
+sender. Renegotiation, where readers would have to write, is switched off.
 """
 
 from __future__ import annotations
@@ -52,7 +53,6 @@ class TLSStream(trio.abc.Stream):
         self._tls = connection
         self._sending = trio.Lock()
         self._receiving = trio.Lock()
-        self._flushing = trio.Lock()
         self._is_torn = False
         self._is_closed = False
         self._at_end = False
@@ -85,10 +85,9 @@ class TLSStream(trio.abc.Stream):
         with _exclusively(self._sending):
             if self._is_closed:
                 raise trio.ClosedResourceError("the stream was closed")
-            await trio.lowlevel.checkpoint_if_cancelled()
+            await trio.lowlevel.checkpoint()
             view = memoryview(data)
-            # At least once, so that sending nothing is a checkpoint too.
-            for start in range(0, len(view) or 1, limits.TRANSPORT_READ_BYTES):
+            for start in range(0, len(view), limits.TRANSPORT_READ_BYTES):
                 self._encrypt(view[start : start + limits.TRANSPORT_READ_BYTES])
                 await self._flush()
 
@@ -106,8 +105,6 @@ class TLSStream(trio.abc.Stream):
             if data or self._at_end:
                 await trio.lowlevel.cancel_shielded_checkpoint()
             while not data and not self._at_end:
-                if not self._flushing.locked():
-                    await self._flush()
                 await self._read()
                 data = self._decrypt(max_bytes)
             return data
@@ -122,8 +119,8 @@ class TLSStream(trio.abc.Stream):
             await self._transport.aclose()
 
     async def _say_goodbye(self) -> None:
-        if self._is_torn or self._flushing.locked():
-            return  # Somebody is, or was, in the middle of a record.
+        if self._is_torn or self._sending.locked():
+            return  # Somebody was, or is, in the middle of a record.
         with trio.move_on_after(limits.CLOSE_TIMEOUT_S):
             try:
                 self._tls.shutdown()
@@ -132,8 +129,6 @@ class TLSStream(trio.abc.Stream):
                 pass
 
     def _encrypt(self, data: memoryview) -> None:
-        if not data:
-            return
         try:
             self._tls.sendall(data)
         except SSL.Error as exc:
@@ -167,13 +162,12 @@ class TLSStream(trio.abc.Stream):
 
     async def _flush(self) -> None:
         """Send what OpenSSL wants sent, until there is no more."""
-        async with self._flushing:
-            if self._is_torn:
-                raise trio.BrokenResourceError("an earlier send was interrupted")
-            while ciphertext := self._take_ciphertext():
-                self._is_torn = True  # Until every byte is out: OpenSSL will not give it again.
-                await self._transport.send_all(ciphertext)
-                self._is_torn = False
+        if self._is_torn:
+            raise trio.BrokenResourceError("an earlier send was interrupted")
+        while ciphertext := self._take_ciphertext():
+            self._is_torn = True  # Until every byte is out: OpenSSL will not give it again.
+            await self._transport.send_all(ciphertext)
+            self._is_torn = False
 
     def _take_ciphertext(self) -> bytes:
         try:
@@ -251,9 +245,15 @@ def _handshake_error(exc: Exception) -> HandshakeError | ConnectionLostError:
     return ConnectionLostError("the peer did not complete the TLS handshake")
 
 
-def _client_context(trust: Trust) -> SSL.Context:
+def _context() -> SSL.Context:
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    context.set_options(SSL.OP_NO_RENEGOTIATION)
+    return context
+
+
+def _client_context(trust: Trust) -> SSL.Context:
+    context = _context()
     if trust.pinned is None and not trust.only_self_signed:
         context.set_default_verify_paths()
     return context
@@ -261,8 +261,7 @@ def _client_context(trust: Trust) -> SSL.Context:
 
 def _server_context(identity: TLSIdentity) -> SSL.Context:
     """Made for each connection: that takes a third of a millisecond, the handshake several."""
-    context = SSL.Context(SSL.TLS_METHOD)
-    context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    context = _context()
     leaf, *others = identity.certificates
     context.use_certificate(leaf)
     for certificate in others:

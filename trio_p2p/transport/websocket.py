@@ -349,10 +349,13 @@ async def open_server_websocket(
         connection = None
         with link.while_running(limits.HANDSHAKE_TIMEOUT_S):
             verdict = await _consider(link.wire, decide)
-            request = await wrap_server_stream(
-                cast(trio.Nursery, link), link.wire, **_LIBRARY_LIMITS
-            )
-            connection = await request.accept(subprotocol=verdict.subprotocol)
+            try:
+                request = await wrap_server_stream(
+                    cast(trio.Nursery, link), link.wire, **_LIBRARY_LIMITS
+                )
+                connection = await request.accept(subprotocol=verdict.subprotocol)
+            except ConnectionClosed as exc:
+                raise ConnectionLostError("the client hung up during the handshake") from exc
         if connection is None:
             raise ConnectionLostError("the client did not complete its handshake")
         async with _run(connection, link, heartbeat_s) as transport:

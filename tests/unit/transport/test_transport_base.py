@@ -2,6 +2,7 @@
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from trio_p2p.transport.base import open_services
 
@@ -27,7 +28,7 @@ async def test_services_stop_when_the_block_is_left():
 
     async with open_services() as nursery:
         nursery.start_soon(service)
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
     assert stopped
 
 
@@ -43,6 +44,7 @@ async def test_a_group_raised_by_the_block_is_not_wrapped_again():
 
 async def test_a_failing_service_ends_the_block():
     async def service():
+        await trio.lowlevel.checkpoint()
         raise KeyError("bug")
 
     with pytest.RaisesGroup(KeyError):

@@ -4,7 +4,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
-from trio.testing import MemoryReceiveStream, memory_stream_pair, wait_all_tasks_blocked
+from hypothesis import given
+from hypothesis import strategies as st
+from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
+from trio_websocket import wrap_server_stream
 
 from trio_p2p import limits
 from trio_p2p.errors import (
@@ -38,7 +41,13 @@ def client(stream, **options):
 
 
 async def accept_last(request: UpgradeRequest) -> Accept:
+    await trio.lowlevel.checkpoint()
     return Accept(request.subprotocols[-1])
+
+
+async def refuse(request: UpgradeRequest) -> Refuse:
+    await trio.lowlevel.checkpoint()
+    return Refuse(403, "no")
 
 
 @asynccontextmanager
@@ -59,15 +68,6 @@ async def connected(**options):
             await accepted.wait()
             yield transport, server_ready[0]
             nursery.cancel_scope.cancel()
-
-
-async def read_until(stream: MemoryReceiveStream, end: bytes) -> bytes:
-    data = b""
-    while not data.endswith(end):
-        more = await stream.receive_some()
-        assert more, data
-        data += more
-    return data
 
 
 async def answer_of_server(request: bytes, decide=accept_last) -> tuple[bytes, Exception | None]:
@@ -156,23 +156,19 @@ async def test_only_one_task_may_send_at_a_time():
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve_nothing, theirs)
-        async with client(ours) as transport:
+        async with client(ours) as transport, trio.open_nursery() as senders:
             ours.send_stream.send_all_hook = trio.sleep_forever
-            nursery.start_soon(expect_lost, transport.send, b"stuck")
+            senders.start_soon(transport.send, b"stuck")
             await wait_all_tasks_blocked()
             with pytest.raises(trio.BusyResourceError):
                 await transport.send(b"second")
+            senders.cancel_scope.cancel()
         nursery.cancel_scope.cancel()
 
 
 async def serve_nothing(stream):
     async with open_server_websocket(stream, accept_last):
         await trio.sleep_forever()
-
-
-async def expect_lost(afn, *args):
-    with pytest.raises(ConnectionLostError):
-        await afn(*args)
 
 
 async def test_a_cancelled_send_breaks_the_connection(autojump_clock):
@@ -323,6 +319,7 @@ async def test_the_server_sees_the_offer_in_either_spelling(offer):
     seen = []
 
     async def decide(request):
+        await trio.lowlevel.checkpoint()
         seen.append(request)
         return Accept("b")
 
@@ -347,6 +344,7 @@ async def test_the_server_sees_the_offer_in_either_spelling(offer):
 @pytest.mark.parametrize("status", [401, 403, 404])
 async def test_a_refusal_is_an_http_answer_with_its_reason(status):
     async def decide(request):
+        await trio.lowlevel.checkpoint()
         return Refuse(status, "not you", (("WWW-Authenticate", "Basic"),))
 
     answer, error = await answer_of_server(REQUEST + b"\r\n", decide)
@@ -376,8 +374,22 @@ async def test_what_is_no_upgrade_is_answered_426(request_bytes):
     assert error.status == 426
 
 
+async def test_a_client_that_hangs_up_while_it_is_considered_is_lost():
+    ours, theirs = memory_stream_pair()
+
+    async def decide(request):
+        await ours.aclose()
+        return Accept("a")
+
+    await ours.send_all(REQUEST + b"Sec-WebSocket-Protocol: a\r\n\r\n")
+    with pytest.raises(ConnectionLostError):
+        async with open_server_websocket(theirs, decide):
+            pass
+
+
 async def test_an_error_of_decide_comes_out_as_it_is():
     async def decide(request):
+        await trio.lowlevel.checkpoint()
         raise LookupError("bug")
 
     with pytest.raises(LookupError):
@@ -386,6 +398,7 @@ async def test_an_error_of_decide_comes_out_as_it_is():
 
 async def test_a_protocol_that_was_not_offered_cannot_be_accepted():
     async def decide(request):
+        await trio.lowlevel.checkpoint()
         return Accept("other")
 
     with pytest.raises(LocalProtocolError):
@@ -417,6 +430,7 @@ async def test_the_client_sends_its_headers_and_learns_the_protocol_chosen():
     seen = []
 
     async def decide(request):
+        await trio.lowlevel.checkpoint()
         seen.append(request)
         return Accept(PROTOCOLS[0])
 
@@ -476,9 +490,7 @@ async def test_a_server_that_chooses_no_protocol_is_refused():
 
         @nursery.start_soon
         async def serve():
-            # The library itself accepts without a protocol; our own server never does.
-            from trio_websocket import wrap_server_stream
-
+            # The library accepts without a protocol; our own server never does.
             async with trio.open_nursery() as reader:
                 request = await wrap_server_stream(reader, theirs)
                 await request.accept()
@@ -507,3 +519,48 @@ async def test_a_header_that_http_forbids_is_a_failed_handshake():
     with pytest.raises(HandshakeError):
         async with client(ours, headers=[("X", "a\r\nb")]):
             pass
+
+
+# --- Anything at all -----------------------------------------------------------------------------
+
+
+@given(garbage=st.binary() | st.binary().map(lambda tail: REQUEST + tail))
+def test_no_request_makes_the_server_raise_anything_else(garbage):
+    async def main():
+        ours, theirs = memory_stream_pair()
+        await ours.send_all(garbage)
+        await ours.send_stream.aclose()
+        with pytest.raises((HandshakeError, ConnectionLostError)):
+            async with open_server_websocket(theirs, refuse):
+                pass
+
+    trio.run(main)
+
+
+@given(garbage=st.binary() | st.binary().map(lambda tail: b"HTTP/1.1 101 X\r\n" + tail))
+def test_no_answer_makes_the_client_raise_anything_else(garbage):
+    async def main():
+        await error_of_client(garbage, hang_up=True)
+
+    trio.run(main)
+
+
+@given(garbage=st.binary(min_size=1))
+def test_no_bytes_make_an_open_transport_raise_anything_else(garbage):
+    async def main():
+        ours, theirs = memory_stream_pair()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve_nothing, theirs)
+            async with client(ours) as transport:
+                await theirs.send_all(garbage)
+                await theirs.send_stream.aclose()
+                with pytest.raises((ConnectionLostError, RemoteProtocolError)):
+                    await receive_to_the_end(transport)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+async def receive_to_the_end(transport):
+    while True:
+        await transport.receive()

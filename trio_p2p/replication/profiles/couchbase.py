@@ -235,12 +235,21 @@ class CouchbaseProfile:
         try:
             self.note_abilities(message.properties)
             request = reader(self._collection(message.properties), message)
-        except (RemoteProtocolError, InvalidDocumentError) as exc:
-            self._respond(number, message, Refusal(400, str(exc)))
-        except BlobNotFoundError as exc:
-            self._respond(number, message, Refusal(404, str(exc)))
+        except (RemoteProtocolError, InvalidDocumentError, BlobNotFoundError) as exc:
+            status = 404 if isinstance(exc, BlobNotFoundError) else 400
+            self._respond(number, message, Refusal(status, str(exc)))
+            self._tell_unreadable(message.properties, status, str(exc))
         else:
             self._handler(request, lambda reply: self._respond(number, message, reply))
+
+    def _tell_unreadable(self, properties: Properties, status: int, reason: str) -> None:
+        """A revision that cannot be read will not come: whoever waits for it must know."""
+        sequence, collection = properties.get("sequence"), properties.get("collection", "0")
+        if properties["Profile"] != "rev" or not sequence or not collection.isdecimal():
+            return
+        name = DocumentID(properties.get("id", ""))
+        message = NoRevision(int(collection), name, None, sequence, status, reason)
+        self._handler(message, lambda _: None)
 
     def _collection(self, properties: Properties) -> int:
         text = properties.get("collection")
