@@ -50,7 +50,6 @@ def test_labels_of_any_characters_are_kept_apart(store):
     assert store.labels() == tuple(sorted(labels))
 
 
-@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
 def test_files_and_directory_are_for_their_owner_only(tmp_path):
     store = FileKeyStore(tmp_path / "keys")
     store.save("till", DATA)
