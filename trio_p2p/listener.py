@@ -266,7 +266,11 @@ class URLEndpointListener:
                 challenge = ("WWW-Authenticate", 'Basic realm="trio_p2p", charset="UTF-8"')
                 return Refuse(401, "wrong user name or password", (challenge,))
             note_user(user)
-        if unquote(request.path) != f"/{self.configuration.database.name}{SYNC_PATH}":
+        # On a transport of one's own there is no URL, and so no database to name.
+        if unquote(request.path) not in (
+            f"/{self.configuration.database.name}{SYNC_PATH}",
+            SYNC_PATH,
+        ):
             return Refuse(404, "there is no such database here")
         if SUBPROTOCOL not in request.subprotocols:
             return Refuse(400, f"only {SUBPROTOCOL} is spoken here")

@@ -18,6 +18,7 @@ from trio_p2p.ids import document_id
 from trio_p2p.model.conflict import ConflictResolver, default_conflict_resolver
 from trio_p2p.replication.backoff import attempt_wait_s
 from trio_p2p.replication.connector import (
+    UNNAMED_ENDPOINT,
     Access,
     Connected,
     Endpoint,
@@ -326,8 +327,7 @@ class Replicator:
             return
         made = await configuration.target()
         if isinstance(made, trio.abc.Stream):
-            endpoint = Endpoint(False, "localhost", 80, f"/{configuration.database.name}")
-            async with open_websocket(made, endpoint, access) as transport:
+            async with open_websocket(made, UNNAMED_ENDPOINT, access) as transport:
                 yield Connected(transport)
         else:
             yield Connected(made)

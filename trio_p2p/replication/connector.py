@@ -70,6 +70,10 @@ class Endpoint:
         return f"{'wss' if self.secure else 'ws'}://{self.host_header}{self.path}"
 
 
+UNNAMED_ENDPOINT = Endpoint(False, "localhost", DEFAULT_PORTS["ws"], "")
+"""For streams that were connected in another way: the peer serves one database, unnamed."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
     """How to connect: whom to trust, and as whom to appear."""

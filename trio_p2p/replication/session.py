@@ -222,10 +222,14 @@ class ActiveSession:
         return any(part.busy for part in self._parts)
 
     async def _report_activity(self) -> None:
+        def is_active() -> bool:
+            # Idle means that nothing would be lost with the connection, not even what is known.
+            return self._busy() or self._unsaved() > 0
+
         while True:
-            busy = self._busy()
-            self._on_activity(busy)
-            await self._pulse.until(lambda busy=busy: self._busy() != busy)  # type: ignore[misc]
+            active = is_active()
+            self._on_activity(active)
+            await self._pulse.until(lambda active=active: is_active() != active)  # type: ignore[misc]
 
     async def _save_checkpoints(self) -> None:
         """Save what changed: soon, or at once when there is much of it or nothing else to do.

@@ -1,0 +1,270 @@
+"""Replicator and listener joined by streams in memory, on a clock that jumps."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+import trio_p2p
+from trio_p2p import ActivityLevel
+from trio_p2p.testing.databases import open_test_database
+
+Connect = Callable[[], Awaitable[trio.abc.Stream]]
+
+
+class Network:
+    """Connects to a listener, as long as it is up; keeps what it handed out."""
+
+    def __init__(self, nursery: trio.Nursery, listener: trio_p2p.URLEndpointListener) -> None:
+        self._nursery = nursery
+        self._listener = listener
+        self.failure: trio_p2p.TrioP2PError | None = None
+        self.attempted_at: list[float] = []
+        self.streams: list[trio.abc.Stream] = []
+
+    async def connect(self) -> trio.abc.Stream:
+        self.attempted_at.append(trio.current_time())
+        await trio.lowlevel.checkpoint()
+        if self.failure is not None:
+            raise self.failure
+        here, there = trio.testing.memory_stream_pair()
+        self.streams.append(there)
+        self._nursery.start_soon(self._listener.handle, there)
+        return here
+
+    async def cut(self) -> None:
+        await self.streams[-1].aclose()
+
+
+@asynccontextmanager
+async def open_peers(
+    path: Path, **settings: Any
+) -> AsyncIterator[tuple[trio_p2p.Database, trio_p2p.Database, Network]]:
+    async with (
+        open_test_database(path / "shop.p2p") as shop,
+        open_test_database(path / "till.p2p") as till,
+        trio.open_nursery() as nursery,
+    ):
+        config = trio_p2p.URLEndpointListenerConfiguration(
+            collections=[shop.default_collection], disable_tls=True, **settings
+        )
+        yield shop, till, Network(nursery, trio_p2p.URLEndpointListener(config))
+        nursery.cancel_scope.cancel()
+
+
+def configuration(
+    till: trio_p2p.Database, network: Network, **settings: Any
+) -> trio_p2p.ReplicatorConfiguration:
+    defaults: dict[str, Any] = {
+        "target": network.connect,
+        "collections": [till.default_collection],
+        "continuous": True,
+    }
+    return trio_p2p.ReplicatorConfiguration(**(defaults | settings))
+
+
+async def test_own_transports_replicate(tmp_path: Path, autojump_clock: Any) -> None:
+    async with open_peers(tmp_path) as (shop, till, network):
+        await shop.default_collection.put("apple", {"price": 120})
+        result = await trio_p2p.replicate(configuration(till, network, continuous=False))
+        assert result.documents_pulled == 1
+        assert till.default_collection.get("apple") is not None
+
+
+async def test_the_pauses_between_attempts_double_up_to_the_longest(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    async with open_peers(tmp_path) as (_, till, network):
+        network.failure = trio_p2p.PeerUnreachableError("nobody is there")
+        config = configuration(till, network, max_attempts=6, max_attempt_wait=10)
+        replicator = trio_p2p.Replicator(config)
+        await replicator.run()
+        assert replicator.status.activity is ActivityLevel.STOPPED
+        assert replicator.status.error is not None
+        times = network.attempted_at
+        pauses = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        for pause, longest in zip(pauses, [2, 4, 8, 10, 10], strict=True):
+            assert longest / 2 <= pause <= longest
+
+
+@pytest.mark.parametrize(("continuous", "attempts"), [(False, 10), (True, 10)])
+async def test_a_one_shot_gives_up_after_ten_attempts_a_continuous_one_does_not(
+    tmp_path: Path, autojump_clock: Any, continuous: bool, attempts: int
+) -> None:
+    async with open_peers(tmp_path) as (_, till, network):
+        network.failure = trio_p2p.PeerUnreachableError("nobody is there")
+        config = configuration(till, network, continuous=continuous)
+        async with trio_p2p.open_replicator(config) as replicator:
+            with trio.move_on_after(10_000):
+                await replicator.wait_for(ActivityLevel.STOPPED)
+            if continuous:
+                assert replicator.status.activity is ActivityLevel.OFFLINE
+                assert len(network.attempted_at) > attempts
+            else:
+                assert len(network.attempted_at) == attempts
+
+
+async def test_a_permanent_error_stops_at_once(tmp_path: Path, autojump_clock: Any) -> None:
+    async with open_peers(tmp_path) as (_, till, network):
+        network.failure = trio_p2p.AuthError("the peer refused", status=401)
+        async with trio_p2p.open_replicator(configuration(till, network)) as replicator:
+            with pytest.raises(trio_p2p.ReplicationError) as caught:
+                await replicator.wait_for(ActivityLevel.IDLE)
+        assert caught.value.status == 401
+        assert len(network.attempted_at) == 1
+
+
+async def test_a_cut_connection_is_made_again_and_nothing_is_lost(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    async with open_peers(tmp_path) as (shop, till, network):
+        async with trio_p2p.open_replicator(configuration(till, network)) as replicator:
+            for round_number in range(3):
+                await replicator.wait_for(ActivityLevel.IDLE)
+                await network.cut()
+                await replicator.wait_for(ActivityLevel.OFFLINE)
+                await till.default_collection.put(f"pear-{round_number}", {})
+                await shop.default_collection.put(f"apple-{round_number}", {})
+            await replicator.wait_for(ActivityLevel.IDLE)
+            assert till.default_collection.count == shop.default_collection.count == 6
+            assert replicator.statistics().connections == 4
+            assert replicator.status.error is None
+
+
+async def test_the_first_pause_is_short_again_after_a_session_that_worked(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    async with open_peers(tmp_path) as (_, till, network):
+        network.failure = trio_p2p.PeerUnreachableError("nobody is there")
+        async with trio_p2p.open_replicator(configuration(till, network)) as replicator:
+            with trio.move_on_after(1_000):
+                await replicator.wait_for(ActivityLevel.STOPPED)
+            network.failure = None
+            await till.default_collection.put("pear", {})
+            await replicator.wait_for(ActivityLevel.IDLE)
+            await network.cut()
+            await replicator.wait_for(ActivityLevel.OFFLINE)
+            cut_at = trio.current_time()
+            await replicator.wait_for(ActivityLevel.IDLE)
+            assert trio.current_time() - cut_at <= 2
+
+
+async def test_stopping_is_prompt_whatever_it_is_doing(tmp_path: Path, autojump_clock: Any) -> None:
+    async with open_peers(tmp_path) as (_, till, network):
+
+        async def never() -> trio.abc.Stream:
+            return await trio.sleep_forever()
+
+        async def connecting(replicator: trio_p2p.Replicator) -> None:
+            await trio.testing.wait_all_tasks_blocked()
+
+        async def offline(replicator: trio_p2p.Replicator) -> None:
+            await replicator.wait_for(ActivityLevel.OFFLINE)
+
+        async def idle(replicator: trio_p2p.Replicator) -> None:
+            await replicator.wait_for(ActivityLevel.IDLE)
+
+        refused = trio_p2p.PeerUnreachableError("nobody is there")
+        for target, failure, reach in [
+            (never, None, connecting),
+            (network.connect, refused, offline),
+            (network.connect, None, idle),
+        ]:
+            network.failure = failure
+            config = configuration(till, network, target=target)
+            async with trio_p2p.open_replicator(config) as replicator:
+                await reach(replicator)
+                before = trio.current_time()
+                await replicator.stop()
+                assert trio.current_time() - before < 1
+                assert replicator.status.activity is ActivityLevel.STOPPED
+
+
+async def test_document_events_are_told_to_who_comes_late(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    async with open_peers(tmp_path) as (shop, till, network):
+        await till.default_collection.put("pear", {})
+        await shop.default_collection.put("apple", {})
+        async with trio_p2p.open_replicator(configuration(till, network)) as replicator:
+            await replicator.wait_for(ActivityLevel.IDLE)
+            events = replicator.document_replications()
+            told = {(await anext(events)).document_id for _ in range(2)}
+            assert told == {"apple", "pear"}
+        assert [event async for event in events] == []
+
+
+async def test_a_replicator_runs_once(tmp_path: Path, autojump_clock: Any) -> None:
+    async with open_peers(tmp_path) as (_, till, network):
+        replicator = trio_p2p.Replicator(configuration(till, network, continuous=False))
+        await replicator.run()
+        with pytest.raises(trio_p2p.ConfigurationError):
+            await replicator.run()
+
+
+async def test_a_full_listener_turns_peers_away_for_now(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    async with open_peers(tmp_path, connections_max=1) as (_, till, network):
+        async with trio_p2p.open_replicator(configuration(till, network)) as first:
+            await first.wait_for(ActivityLevel.IDLE)
+            async with trio_p2p.open_replicator(configuration(till, network)) as second:
+                status = await second.wait_for(ActivityLevel.OFFLINE)
+                assert isinstance(status.error, trio_p2p.ReplicationError)
+                assert status.error.status == 503
+
+
+async def test_an_authenticator_that_raises_lets_nobody_in(
+    tmp_path: Path, autojump_clock: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(user: str, password: str) -> bool:
+        raise LookupError("no user database")
+
+    authenticator = trio_p2p.ListenerPasswordAuthenticator(broken)
+    async with open_peers(tmp_path, authenticator=authenticator) as (_, till, network):
+        config = configuration(
+            till, network, authenticator=trio_p2p.BasicAuthenticator("ann", "s3cret")
+        )
+        async with trio_p2p.open_replicator(config) as replicator:
+            status = await replicator.wait_for(ActivityLevel.STOPPED)
+        assert isinstance(status.error, trio_p2p.ReplicationError)
+        assert status.error.status == 500
+    assert "no user database" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"collections": []},
+        {"target": "http://127.0.0.1/shop"},
+        {"target": "wss://ann:s3cret@127.0.0.1/shop"},
+        {"heartbeat": 0},
+        {"max_attempts": 0},
+        {"max_attempt_wait": -1},
+        {"pinned_server_certificate": "not a certificate"},
+    ],
+)
+async def test_a_wrong_combination_is_refused_when_made(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    async with open_test_database(tmp_path / "till.p2p") as till:
+        defaults: dict[str, Any] = {
+            "target": "wss://127.0.0.1/shop",
+            "collections": [till.default_collection],
+        }
+        trio_p2p.ReplicatorConfiguration(**defaults)
+        with pytest.raises(trio_p2p.ConfigurationError):
+            trio_p2p.ReplicatorConfiguration(**(defaults | settings))
+
+
+async def test_a_continuous_replication_has_no_result(tmp_path: Path) -> None:
+    async with open_test_database(tmp_path / "till.p2p") as till:
+        config = trio_p2p.ReplicatorConfiguration(
+            target="wss://127.0.0.1/shop", collections=[till.default_collection], continuous=True
+        )
+        with pytest.raises(trio_p2p.ConfigurationError):
+            await trio_p2p.replicate(config)
