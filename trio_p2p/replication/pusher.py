@@ -268,6 +268,10 @@ class Pusher:
 
     def _finish(self, document_id: DocumentID, sequence: int, *, done: bool) -> None:
         """This revision is not on its way any more; a newer one of its document may go."""
+        if not done and self._is_superseded(document_id, sequence):
+            # The change that took its place was read before the refusal came.
+            self._refused.pop(document_id, None)
+            done = True
         if done:
             self._done.add(sequence)
         self._on_the_way.pop(document_id, None)
@@ -276,6 +280,11 @@ class Pusher:
             self._again.append(following)
         if following is not None or not self._on_the_way:
             self._link.pulse.notify()
+
+    def _is_superseded(self, document_id: DocumentID, sequence: int) -> bool:
+        with self._link.engine.read() as txn:
+            stored = documents.head(txn, self._link.number, document_id)
+        return stored is None or stored.sequence != sequence
 
 
 def _proposal(row: ChangeRow, parent: RevisionID | None) -> Proposal:

@@ -244,6 +244,7 @@ class ActiveSession:
                 if part.checkpointer.unsaved:
                     await part.checkpointer.save()
                     self._on_healthy()
+            self._pulse.notify()
 
     def _may_save(self) -> bool:
         """Whether to wait no longer for more to save with it."""
