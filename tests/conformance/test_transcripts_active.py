@@ -421,8 +421,7 @@ async def test_collections_missing_the_session_ends_when_the_peer_lacks_one(open
     assert server.heard == server.recorded
     assert failure.status == 404
     assert not failure.retryable
-    # Couchbase Lite says 1000 here. Ours says that it will not come back.
-    assert server.close_code == 4002
+    assert server.close_code == 1000
 
 
 async def test_mixed_revtree_to_vv_documents_with_tree_revisions_are_pushed(open_side):

@@ -12,6 +12,7 @@ from trio_p2p import limits
 from trio_p2p.errors import (
     DuplicateDatabaseError,
     PeerError,
+    ReplicationError,
     TrioP2PError,
 )
 from trio_p2p.model.conflict import ConflictResolver
@@ -164,10 +165,13 @@ class ActiveSession:
             raise replication_error(lost) from lost
 
     async def _say_goodbye(self, failure: BaseExceptionGroup[TrioP2PError] | None) -> None:
+        """Close with the code that Couchbase Lite would: what the peer refused is its own doing."""
         if failure is None:
             await self._peer.flush()
             # From here on, that the connection ends is no failure.
             self._finished = True
+            await self._transport.aclose(CLOSE_NORMAL)
+        elif failure.split(PeerError)[0] is None:
             await self._transport.aclose(CLOSE_NORMAL)
         else:
             retryable = replication_error(failure).retryable
@@ -266,7 +270,8 @@ class ActiveSession:
         reply = await self._get_collections(GetCollections(names, ids, self._engine.id))
         missing = [n for n, c in zip(names, reply.checkpoints, strict=True) if c is None]
         if missing:
-            raise PeerError("HTTP", 404, f"collection not found on remote: {', '.join(missing)}")
+            text = f"collection not found on remote: {', '.join(missing)}"
+            raise ReplicationError(text, status=404)
         held = [checkpoint for checkpoint in reply.checkpoints if checkpoint is not None]
         known_key = peer_key
         if reply.database_id is not None:

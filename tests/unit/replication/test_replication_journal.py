@@ -4,18 +4,93 @@ from trio_p2p import limits
 from trio_p2p.errors import InvalidDocumentError
 from trio_p2p.ids import DocumentID
 from trio_p2p.replication.journal import Journal
-from trio_p2p.replication.status import Direction
+from trio_p2p.replication.status import (
+    Direction,
+    DocumentFlags,
+    DocumentReplication,
+    Progress,
+    ReplicatorStatistics,
+)
+
+A, B = DocumentID("a"), DocumentID("b")
+REFUSED = InvalidDocumentError("refused")
 
 
 class Notes:
     name, scope, full_name = "notes", "_default", "notes"
 
 
+NOTES = Notes()
+
+
 def test_a_failure_is_remembered_however_many_documents_follow_it():
     journal = Journal()
-    refused = InvalidDocumentError("refused")
-    journal.failed(Direction.PULL, Notes(), DocumentID("bad"), refused)
+    journal.failed(Direction.PULL, NOTES, DocumentID("bad"), REFUSED)
     for number in range(limits.DOCUMENT_EVENTS_MAX):
-        journal.stored(Direction.PULL, Notes(), DocumentID(f"good{number}"), False)
-    assert [(event.document_id, event.error) for event in journal.failures] == [("bad", refused)]
+        journal.stored(Direction.PULL, NOTES, DocumentID(f"good{number}"), False)
+    assert [(event.document_id, event.error) for event in journal.failures] == [("bad", REFUSED)]
     assert len(journal.events) == limits.DOCUMENT_EVENTS_MAX
+    assert journal.event_count == limits.DOCUMENT_EVENTS_MAX + 1
+
+
+def test_every_document_that_went_well_or_ill_is_an_event():
+    journal = Journal()
+    journal.stored(Direction.PUSH, NOTES, A, False)
+    journal.stored(Direction.PULL, NOTES, B, True)
+    journal.failed(Direction.PUSH, NOTES, B, REFUSED)
+    assert list(journal.events) == [
+        DocumentReplication(Direction.PUSH, NOTES, A),
+        DocumentReplication(Direction.PULL, NOTES, B, DocumentFlags.DELETED),
+        DocumentReplication(Direction.PUSH, NOTES, B, error=REFUSED),
+    ]
+    assert journal.event_count == 3
+
+
+def test_statistics_count_everything_since_the_beginning():
+    journal = Journal()
+    for _ in range(2):
+        journal.connected()
+        journal.moved(100, 7)
+    journal.offered(5)
+    journal.settled(2)
+    journal.stored(Direction.PUSH, NOTES, A, False)
+    journal.stored(Direction.PULL, NOTES, B, False)
+    journal.stored(Direction.PULL, NOTES, A, True)
+    journal.failed(Direction.PULL, NOTES, B, REFUSED)
+    journal.resolved()
+    assert journal.statistics() == ReplicatorStatistics(
+        documents_pushed=1,
+        documents_pulled=2,
+        documents_offered=5,
+        documents_failed=1,
+        conflicts_resolved=1,
+        wire_bytes_sent=200,
+        wire_bytes_received=14,
+        connections=2,
+    )
+
+
+def test_progress_counts_failed_and_unneeded_documents_as_completed():
+    journal = Journal()
+    journal.offered(5)
+    journal.settled(2)
+    journal.stored(Direction.PUSH, NOTES, A, False)
+    journal.failed(Direction.PUSH, NOTES, B, REFUSED)
+    assert journal.progress() == Progress(completed=4, total=5, document_count=1)
+
+
+def test_more_is_never_completed_than_known_of():
+    journal = Journal()
+    journal.stored(Direction.PULL, NOTES, A, False)
+    assert journal.progress() == Progress(completed=1, total=1, document_count=1)
+
+
+def test_whoever_watches_hears_of_every_report_about_documents():
+    heard = []
+    journal = Journal(on_change=lambda: heard.append(journal.progress()))
+    journal.offered(3)
+    journal.settled()
+    journal.stored(Direction.PULL, NOTES, A, False)
+    journal.failed(Direction.PULL, NOTES, B, REFUSED)
+    journal.resolved()
+    assert [progress.completed for progress in heard] == [0, 1, 2, 3, 3]
