@@ -236,11 +236,15 @@ async def test_a_busy_port_and_a_foreign_address_are_refused(tmp_path: Path) -> 
 
 async def test_what_the_body_raises_leaves_as_it_was(tmp_path: Path) -> None:
     async with open_pair(tmp_path) as (shop, till):
-        with pytest.raises(LookupError, match="mine"):
+
+        async def fail_inside_both() -> None:
             async with trio_p2p.open_listener(listening(shop)) as listener:
                 config = replicating(till, listener.urls[0], continuous=True)
                 async with trio_p2p.open_replicator(config):
                     raise LookupError("mine")
+
+        with pytest.raises(LookupError, match="mine"):
+            await fail_inside_both()
 
 
 async def wait_document(collection: trio_p2p.Collection, document_id: str) -> None:

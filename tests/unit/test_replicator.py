@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ async def test_the_pauses_between_attempts_double_up_to_the_longest(
         assert replicator.status.activity is ActivityLevel.STOPPED
         assert replicator.status.error is not None
         times = network.attempted_at
-        pauses = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        pauses = [later - earlier for earlier, later in pairwise(times)]
         for pause, longest in zip(pauses, [2, 4, 8, 10, 10], strict=True):
             assert longest / 2 <= pause <= longest
 

@@ -48,9 +48,11 @@ class Checkpoint:
             if type(low_water) is int and 0 < low_water < 2**63:
                 local.add_range(0, low_water + 1)
             remote = body.get("remote")
+            # Encoding raises TypeError too: orjson reads deeper nesting than it writes.
+            reached = None if remote is None else _sequence_text(remote)
         except (ValueError, AttributeError, TypeError):
             return cls()
-        return cls(local, None if remote is None else _sequence_text(remote))
+        return cls(local, reached)
 
     def agreed(self, other: Checkpoint) -> Checkpoint:
         """What both copies say is done."""

@@ -1,0 +1,50 @@
+"""Which error a failed replication ends with."""
+
+import pytest
+
+from trio_p2p.errors import (
+    ConnectionLostError,
+    HandshakeError,
+    PeerError,
+    PeerUnreachableError,
+    RemoteProtocolError,
+    ReplicationError,
+    StoreFullError,
+)
+from trio_p2p.replication.failure import replication_error
+
+LOST = ConnectionLostError("gone")
+
+
+@pytest.mark.parametrize(
+    ("cause", "status", "retryable"),
+    [
+        (PeerError("HTTP", 404, "collection not found"), 404, False),
+        (PeerError("HTTP", 503), 503, True),
+        (PeerError("BLIP", 503), 503, False),
+        (ConnectionLostError("gone", code=1006), 1006, True),
+        (ConnectionLostError("gone", code=1000), 1000, False),
+        (HandshakeError("refused", status=502), 502, True),
+        (HandshakeError("refused"), None, False),
+        (ReplicationError("failed", status=409), 409, False),
+        (PeerUnreachableError("nobody there"), None, True),
+        (RemoteProtocolError("nonsense"), None, False),
+        (StoreFullError("full"), None, False),
+    ],
+)
+def test_status_and_retryable_are_those_of_the_cause(cause, status, retryable):
+    error = replication_error(cause)
+    assert (error.status, error.retryable) == (status, retryable)
+    assert str(error) == str(cause)
+
+
+def test_of_a_group_what_explains_the_lost_connection_counts():
+    group = BaseExceptionGroup(
+        "", [LOST, BaseExceptionGroup("", [LOST, PeerError("HTTP", 403, "not allowed")])]
+    )
+    assert replication_error(group).status == 403
+
+
+def test_of_a_group_of_lost_connections_the_first_counts():
+    nested = BaseExceptionGroup("", [ConnectionLostError("gone", code=4001), LOST])
+    assert replication_error(BaseExceptionGroup("", [nested])).status == 4001
