@@ -175,13 +175,11 @@ async def test_a_peer_nobody_listens_for_is_tried_as_often_as_told(tmp_path: Pat
         [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
         port = listener.socket.getsockname()[1]
         await listener.aclose()
-        levels: list[ActivityLevel] = []
         config = replicating(
             till, f"wss://127.0.0.1:{port}/shop", max_attempts=3, max_attempt_wait=0.01
         )
         async with trio_p2p.open_replicator(config) as replicator:
-            async for status in replicator.status_changes():
-                levels.append(status.activity)
+            levels = [status.activity async for status in replicator.status_changes()]
         assert replicator.status.error is not None
         assert replicator.status.error.retryable
         assert levels.count(ActivityLevel.OFFLINE) == 2

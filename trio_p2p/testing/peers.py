@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Final, NoReturn, TypeVar
@@ -46,7 +47,8 @@ _FEED_ROWS: Final = 1_000
 class Node:
     """A peer: a database that is opened again whenever it crashes.
 
-    Its clock is wrong by `skew_s`, and each of its commits takes `commit_s`.
+    Its clock is wrong by `skew_s`, and each of its commits takes `commit_s`. `on_commit` is called
+    after each.
     """
 
     database: Database
@@ -55,6 +57,7 @@ class Node:
         self.number = number
         self.skew_s = skew_s
         self.commit_s = 0.0
+        self.on_commit: Callable[[], None] = lambda: None
         self._path = path
         self._crashed = trio.Event()
         self._opened = trio.Event()
@@ -141,7 +144,10 @@ class Node:
 
     async def _run_slowly(self, function: Callable[..., T], *args: Any) -> T:
         await trio.sleep(self.commit_s)
-        return await run_in_place(function, *args)
+        result = await run_in_place(function, *args)
+        if self.is_open:
+            self.on_commit()
+        return result
 
 
 class Exchange:
@@ -202,6 +208,8 @@ class Fleet:
 
     def __init__(self, nodes: list[Node], resolver: ConflictResolver, witness: Witness) -> None:
         self.nodes = nodes
+        for node in nodes:
+            node.on_commit = partial(self._check_checkpoints, node)
         self.exchanges: list[Exchange] = []
         self._resolver = resolver
         self._witness = witness
@@ -248,11 +256,10 @@ class Fleet:
         return exchange
 
     async def run(self, exchange: Exchange) -> None:
-        """Run an exchange to its end and check what it left."""
+        """Run an exchange to its end, and until both nodes are open."""
         try:
             await exchange.run()
             await self._wait_open(exchange.active, exchange.passive)
-            self.check_checkpoint(exchange.active, exchange.passive)
         finally:
             self.exchanges.remove(exchange)
             exchange.ended.set()
@@ -295,7 +302,13 @@ class Fleet:
 
     # --- Checks ---
 
-    def check_checkpoint(self, active: Node, passive: Node) -> None:
+    def _check_checkpoints(self, node: Node) -> None:
+        for exchange in self.exchanges:
+            pair = (exchange.active, exchange.passive)
+            if node in pair and all(other.is_open for other in pair):
+                self._check_checkpoint(*pair)
+
+    def _check_checkpoint(self, active: Node, passive: Node) -> None:
         """What a checkpoint says is done is committed on the other side, or decided against."""
         name = checkpoint_id(
             active.database.engine.id,
