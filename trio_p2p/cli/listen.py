@@ -1,0 +1,124 @@
+"""`listen`: serve a database to other peers."""
+
+from __future__ import annotations
+
+import hmac
+from pathlib import Path
+
+import click
+import trio
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from trio_p2p import (
+    ListenerPasswordAuthenticator,
+    URLEndpointListener,
+    URLEndpointListenerConfiguration,
+    limits,
+    open_database,
+    open_listener,
+)
+from trio_p2p.cli.console import emit, tell
+from trio_p2p.cli.options import (
+    Credentials,
+    collections_option,
+    database_argument,
+    json_option,
+    make_collections,
+    user_option,
+)
+from trio_p2p.cli.running import Stop, run_until_stopped
+from trio_p2p.transport.base import open_services
+
+
+@click.command()
+@database_argument
+@click.option("--port", type=click.IntRange(0, 2**16 - 1), default=0, help="0: any free one.")
+@click.option("--interface", metavar="NAME|ADDRESS", help="Where to listen, instead of everywhere.")
+@user_option
+@click.option(
+    "--no-tls", is_flag=True, help="Listen without TLS: everything can be read on the way."
+)
+@collections_option
+@json_option
+def listen(
+    database: Path,
+    port: int,
+    interface: str | None,
+    user: Credentials | None,
+    no_tls: bool,
+    collections: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Serve a database to other peers until SIGINT or SIGTERM.
+
+    Its URLs are printed one a line as soon as it listens, then the fingerprint of its certificate
+    on standard error, for `sync --pin`. All collections are served unless some are named.
+    """
+
+    async def command(stop: Stop) -> None:
+        async with open_database(database) as db:
+            configuration = URLEndpointListenerConfiguration(
+                collections=await make_collections(db, collections) or db.collections(),
+                port=port,
+                network_interface=interface,
+                disable_tls=no_tls,
+                authenticator=None if user is None else _authenticator(user),
+            )
+            async with open_listener(configuration) as listener:
+                _announce(listener, as_json)
+                async with open_services() as services:
+                    services.start_soon(_show_connections, listener)
+                    await stop.requested.wait()
+
+    run_until_stopped(command)
+
+
+def _authenticator(user: Credentials) -> ListenerPasswordAuthenticator:
+    def is_user(name: str, password: str) -> bool:
+        # Both are compared whole, so that the time taken tells nothing of where they differ.
+        named = hmac.compare_digest(name.encode(), user.name.encode())
+        return hmac.compare_digest(password.encode(), user.password.encode()) and named
+
+    return ListenerPasswordAuthenticator(is_user)
+
+
+def _announce(listener: URLEndpointListener, as_json: bool) -> None:
+    identity = listener.tls_identity
+    fingerprint = None if identity is None else identity.fingerprint
+    if as_json:
+        emit({"urls": listener.urls, "port": listener.port, "fingerprint": fingerprint})
+        return
+    click.echo("\n".join(listener.urls))
+    if fingerprint is not None:
+        tell(f"fingerprint {fingerprint}")
+    if listener.configuration.authenticator is None:
+        tell("Anyone who reaches this machine can read and write: --user asks for a password.")
+
+
+async def _show_connections(listener: URLEndpointListener) -> None:
+    """On a terminal, show who is connected."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return
+    with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
+        while True:
+            live.update(_connection_table(listener), refresh=True)
+            await trio.sleep(limits.PROGRESS_INTERVAL_S)
+
+
+def _connection_table(listener: URLEndpointListener) -> Table:
+    table = Table("peer", "user", "since", "activity")
+    for connection in listener.connections():
+        table.add_row(
+            Text(connection.peer_address),  # Not markup: [fe80::1] would be taken for a tag.
+            Text(connection.user or ""),
+            f"{connection.since.astimezone():%H:%M:%S}",
+            "busy" if connection.active else "idle",
+        )
+    statistics = listener.statistics()
+    received, sent = statistics.documents_pulled, statistics.documents_pushed
+    table.caption = f"{received:,} documents received, {sent:,} sent"
+    return table

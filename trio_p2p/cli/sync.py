@@ -1,0 +1,214 @@
+"""`sync`: replicate with a listening peer."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trio_p2p import (
+    ActivityLevel,
+    BasicAuthenticator,
+    ConfigurationError,
+    DocumentReplication,
+    Replicator,
+    ReplicatorConfiguration,
+    ReplicatorResult,
+    ReplicatorStatus,
+    ReplicatorType,
+    limits,
+    open_database,
+    open_replicator,
+)
+from trio_p2p.cli.console import emit, open_progress, tell
+from trio_p2p.cli.options import (
+    Credentials,
+    collections_option,
+    database_argument,
+    json_option,
+    make_collections,
+    user_option,
+)
+from trio_p2p.cli.running import Stop, run_until_stopped
+from trio_p2p.replication.connector import Endpoint
+from trio_p2p.security.trust import parse_pinned
+from trio_p2p.transport.base import open_services
+
+
+def _check_url(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    try:
+        Endpoint.parse(value)
+    except ConfigurationError as exc:
+        raise click.BadParameter(str(exc)) from exc
+    return value
+
+
+def _check_pin(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    try:
+        if value is not None:
+            parse_pinned(value)
+    except ConfigurationError as exc:
+        raise click.BadParameter(str(exc)) from exc
+    return value
+
+
+@click.command()
+@database_argument
+@click.argument("url", callback=_check_url)
+@click.option("--push", is_flag=True, help="Only send documents.")
+@click.option("--pull", is_flag=True, help="Only receive documents.")
+@click.option("--continuous", is_flag=True, help="Stay, and follow changes on both sides.")
+@user_option
+@click.option("--pin", metavar="FINGERPRINT", callback=_check_pin, help="Trust this certificate.")
+@click.option("--self-signed", is_flag=True, help="Trust any certificate that signed itself.")
+@click.option(
+    "--attempts",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Connection attempts in a row; 3 unless told, with --continuous unlimited.",
+)
+@click.option("--reset-checkpoint", is_flag=True, help="Start over: compare all documents again.")
+@collections_option
+@json_option
+def sync(
+    database: Path,
+    url: str,
+    push: bool,
+    pull: bool,
+    continuous: bool,
+    user: Credentials | None,
+    pin: str | None,
+    self_signed: bool,
+    attempts: int | None,
+    reset_checkpoint: bool,
+    collections: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Replicate a database with the peer that listens at URL, both ways unless told otherwise.
+
+    SIGINT and SIGTERM end it gracefully: what was done is kept, and the next run goes on there.
+    --json prints the result as the last line of standard output.
+    """
+    _check_trust(url, pin, self_signed)
+    kinds = {(True, False): ReplicatorType.PUSH, (False, True): ReplicatorType.PULL}
+
+    async def command(stop: Stop) -> None:
+        async with open_database(database) as db:
+            configuration = ReplicatorConfiguration(
+                target=url,
+                collections=await make_collections(db, collections) or [db.default_collection],
+                replicator_type=kinds.get((push, pull), ReplicatorType.PUSH_AND_PULL),
+                continuous=continuous,
+                authenticator=BasicAuthenticator(user.name, user.password) if user else None,
+                pinned_server_certificate=pin,
+                accept_only_self_signed_server_certificate=self_signed,
+                max_attempts=attempts or (None if continuous else limits.SYNC_ATTEMPTS_ONE_SHOT),
+            )
+            replicator = await follow(configuration, stop, reset_checkpoint=reset_checkpoint)
+        _report(replicator.result(), as_json)
+        if stop.status:
+            raise click.exceptions.Exit(stop.status)
+        check_outcome(replicator)
+
+    run_until_stopped(command)
+
+
+def _check_trust(url: str, pin: str | None, self_signed: bool) -> None:
+    if pin is not None and self_signed:
+        raise click.UsageError("--pin and --self-signed exclude each other")
+    if (pin is not None or self_signed) and not Endpoint.parse(url).secure:
+        raise click.UsageError("a ws:// URL has no certificate to trust: use wss://")
+
+
+async def follow(
+    configuration: ReplicatorConfiguration, stop: Stop, *, reset_checkpoint: bool = False
+) -> Replicator:
+    """Run a replicator to its end, showing what it does; a signal stops it gracefully.
+
+    Cancelling: as leaving `open_replicator`.
+    """
+    show = _show_activity if configuration.continuous else _show_progress
+    async with (
+        open_replicator(configuration, reset_checkpoint=reset_checkpoint) as replicator,
+        open_services() as services,
+    ):
+        services.start_soon(_stop_when_asked, replicator, stop)
+        services.start_soon(show, replicator)
+        async for event in replicator.document_replications():
+            if event.error is not None:
+                tell(f"{event.direction.value} of {event.document_id!r} failed: {event.error}")
+    return replicator
+
+
+def check_outcome(replicator: Replicator) -> None:
+    """Raise what ended a replicator, or click's Exit if it did its work but for some documents."""
+    error = replicator.status.error
+    if error is not None:
+        raise error
+    if replicator.statistics().documents_failed:
+        raise click.exceptions.Exit(1)
+
+
+async def _stop_when_asked(replicator: Replicator, stop: Stop) -> None:
+    await stop.requested.wait()
+    await replicator.stop()
+
+
+async def _show_progress(replicator: Replicator) -> None:
+    with open_progress("documents") as show:
+        async for status in replicator.status_changes():
+            show(status.progress.completed, status.progress.total)
+            if status.activity is ActivityLevel.OFFLINE:
+                tell(f"offline: {status.error}")
+
+
+async def _show_activity(replicator: Replicator) -> None:
+    """Print each change of activity, with what was done so far or what keeps it offline."""
+    told = ""
+    async for status in replicator.status_changes():
+        line = _activity_text(status, replicator.result())
+        # Work may begin and end between two looks: then only the counts tell of it.
+        if line != told:
+            told = line
+            tell(line)
+
+
+def _activity_text(status: ReplicatorStatus, result: ReplicatorResult) -> str:
+    if status.activity is ActivityLevel.OFFLINE:
+        return f"offline: {status.error}"
+    if status.activity is ActivityLevel.IDLE:
+        return f"idle: {_counts(result)}"
+    return str(status.activity.value)
+
+
+def _counts(result: ReplicatorResult) -> str:
+    failed = f", {result.documents_failed:,} failed" if result.documents_failed else ""
+    return f"{result.documents_pushed:,} pushed, {result.documents_pulled:,} pulled{failed}"
+
+
+def _report(result: ReplicatorResult, as_json: bool) -> None:
+    if as_json:
+        emit(_result_json(result))
+    else:
+        tell(f"Documents: {_counts(result)}.")
+
+
+def _result_json(result: ReplicatorResult) -> dict[str, Any]:
+    return {
+        "documents_pushed": result.documents_pushed,
+        "documents_pulled": result.documents_pulled,
+        "documents_failed": result.documents_failed,
+        "errors": [_event_json(event) for event in result.errors],
+        "statistics": dataclasses.asdict(result.statistics),
+    }
+
+
+def _event_json(event: DocumentReplication) -> dict[str, Any]:
+    return {
+        "direction": event.direction.value,
+        "collection": event.collection.full_name,
+        "document_id": event.document_id,
+        "error": str(event.error),
+    }
