@@ -133,9 +133,12 @@ class Peer:
             self._work.set()
 
     async def flush(self) -> None:
-        """Wait until everything queued has been given to the transport. Cancelling: safe."""
-        while self._work.is_set():
-            self._drained = trio.Event()
+        """Wait until everything queued has been given to the transport, or the connection ended.
+
+        Cancelling: safe.
+        """
+        # What the window of a message holds back is not with the writer, but queued all the same.
+        while self._lost is None and (self._work.is_set() or self._blip.has_work):
             await self._drained.wait()
 
     async def _read(self, on_request: OnRequest) -> NoReturn:
@@ -161,6 +164,7 @@ class Peer:
                 await self._transport.send_all(frames)
             self._work = trio.Event()
             self._drained.set()
+            self._drained = trio.Event()
 
     def _next_frames(self) -> list[bytes]:
         """The frames to send next: as many as are worth one write to the transport."""
@@ -183,6 +187,7 @@ class Peer:
         if self._lost is None:
             self._lost = ConnectionLostError("the connection was ended here", code=1000)
         self._blip.close()
+        self._drained.set()
         for number in list(self._waiting):
             self._settle(number, self._lost)
 

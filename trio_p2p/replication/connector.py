@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -24,6 +25,8 @@ from trio_p2p.transport.websocket import open_client_websocket
 DEFAULT_PORTS = {"ws": 80, "wss": 443}
 SYNC_PATH = "/_blipsync"
 
+_URL_CHARACTERS = re.compile("[!-~]*")
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -37,17 +40,22 @@ class Endpoint:
     @classmethod
     def parse(cls, url: str) -> Endpoint:
         """Read `ws://host[:port]/database` or `wss://…`. Raises ConfigurationError."""
+        # An error repeats the URL only where it is sure to hold no password.
+        if not _URL_CHARACTERS.fullmatch(url):
+            raise ConfigurationError(
+                "a URL is written in visible ASCII characters, all others percent-encoded"
+            )
         try:
             parts = urlsplit(url)
             port = parts.port
         except ValueError as exc:
-            raise ConfigurationError(f"not a URL: {exc}", url=url) from exc
-        if parts.scheme not in DEFAULT_PORTS:
-            raise ConfigurationError("a peer's URL begins with ws:// or wss://", url=url)
+            raise ConfigurationError(f"not a URL: {exc}") from exc
         if "@" in parts.netloc:
             raise ConfigurationError(
                 "a peer's URL holds no user name or password: use an authenticator"
             )
+        if parts.scheme not in DEFAULT_PORTS:
+            raise ConfigurationError("a peer's URL begins with ws:// or wss://", url=url)
         if not parts.hostname or parts.query or parts.fragment:
             raise ConfigurationError("a peer's URL is ws[s]://host[:port]/database", url=url)
         path = parts.path.strip("/")
@@ -146,6 +154,8 @@ async def _open_tcp(endpoint: Endpoint) -> trio.SocketStream:
             # Looked up and not there; a name server that cannot be reached is another error.
             raise ConnectError("there is no host of this name", url=str(endpoint)) from exc
         raise PeerUnreachableError(f"the host cannot be looked up: {exc}") from exc
+    except UnicodeError as exc:
+        raise ConnectError("no host can have this name", url=str(endpoint)) from exc
     except OSError as exc:
         raise PeerUnreachableError(f"no connection: {_reason(exc)}", url=str(endpoint)) from exc
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import trio
 
 from trio_p2p import limits
@@ -20,6 +22,8 @@ from trio_p2p.replication.status import Direction
 from trio_p2p.store import changes
 from trio_p2p.store.records import ChangeRow
 
+_SEQUENCE = re.compile(r"[0-9]{1,19}", re.ASCII)
+
 
 class Feeder:
     """The passive side's sending half for one collection: follows its change feed."""
@@ -27,14 +31,16 @@ class Feeder:
     def __init__(self, link: Link, request: SubscribeChanges) -> None:
         self._link = link
         self._continuous = request.continuous
-        self._active_only = request.active_only
+        # Who begins with an empty database wants no tombstones from before; later ones tell of
+        # deletions of what it has by then.
+        self._live_until = link.collection.last_sequence if request.active_only else 0
         self._document_ids = None if request.document_ids is None else set(request.document_ids)
         self._batch = min(
             request.batch or limits.CHANGES_PER_MESSAGE_MAX, limits.CHANGES_PER_MESSAGE_MAX
         )
         # Only sequences that we gave ourselves come back; anything else means from the beginning.
         since = request.since or ""
-        self._cursor = Sequence(int(since) if since.isascii() and since.isdigit() else 0)
+        self._cursor = Sequence(int(since) if _SEQUENCE.fullmatch(since) else 0)
         self._sender = Sender(link)
         self._offering = 0
         self.running = True
@@ -88,7 +94,7 @@ class Feeder:
         return []
 
     def _is_wanted(self, row: ChangeRow) -> bool:
-        if self._active_only and row.deleted:
+        if row.deleted and row.sequence <= self._live_until:
             return False
         return self._document_ids is None or row.document_id in self._document_ids
 

@@ -92,8 +92,9 @@ class Inserter:
             full = RevisionOutcome(STATUS_INSUFFICIENT_STORAGE, str(exc), retryable=True)
             return [Insertion(full)] * len(batch)
         if self._knowledge is not None:
-            for sent, _ in batch:
-                self._knowledge.stored(sent.document_id)
+            for (sent, _), insertion in zip(batch, insertions, strict=True):
+                if not insertion.outcome.failed:
+                    self._knowledge.stored(sent.document_id)
         return insertions
 
     def _insert(self, txn: WriteTransaction, sent: SentRevision, may_revive: bool) -> Insertion:

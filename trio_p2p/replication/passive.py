@@ -165,6 +165,8 @@ class PassiveSession:
         default = self._collections.get("_default")
         if default is None or not isinstance(request, GetCheckpoint):
             return False
+        if self._profile.names_collections:
+            return False
         self._journal.connected()
         self._add_part(default)
         return True

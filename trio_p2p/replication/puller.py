@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 
 from trio_p2p import limits
 from trio_p2p.errors import ClockSkewError, PeerError, TrioP2PError
@@ -65,9 +64,7 @@ class Puller:
     def _unfinished(self) -> bool:
         return bool(self._offers or self._answering or self._requested or self._inserter.backlog)
 
-    async def run(
-        self, *, continuous: bool, active_only: bool, document_ids: Sequence[str] | None
-    ) -> None:
+    async def run(self, continuous: bool, document_ids: tuple[str, ...] | None) -> None:
         """Pull until cancelled. Raises PeerError if the peer will not be pulled from."""
         await self._link.profile.subscribe(
             SubscribeChanges(
@@ -75,8 +72,10 @@ class Puller:
                 since=self._sequences.reached,
                 continuous=continuous,
                 batch=limits.CHANGES_PER_MESSAGE_MAX,
-                active_only=active_only,
-                document_ids=None if document_ids is None else tuple(document_ids),
+                # Tombstones come even to an empty database: the documents may yet come to it,
+                # alive, from a third peer, and the checkpoint says that what is before it came.
+                active_only=False,
+                document_ids=document_ids,
             )
         )
         while True:

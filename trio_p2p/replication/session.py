@@ -197,19 +197,9 @@ class ActiveSession:
             part.resolver.find_existing()
             users.start_soon(part.resolver.run)
             users.start_soon(part.puller.run_inserter)
-            users.start_soon(self._pull, part)
+            users.start_soon(part.puller.run, self._plan.continuous, part.plan.document_ids)
         if part.pusher is not None:
             users.start_soon(part.pusher.run)
-
-    async def _pull(self, part: _Part) -> None:
-        assert part.puller is not None
-        # Where we also push, tombstones must come too: a document we hold may be deleted there.
-        empty = part.link.collection.last_sequence == 0
-        await part.puller.run(
-            continuous=self._plan.continuous,
-            active_only=empty and not self._plan.push,
-            document_ids=part.plan.document_ids,
-        )
 
     def _may_end(self) -> bool:
         if self._stopping:

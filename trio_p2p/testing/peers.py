@@ -106,16 +106,16 @@ class Node:
         with self.database.engine.read() as txn:
             return changes.read_since(txn, self.collection.number, Sequence(0), _FEED_ROWS)
 
-    def revisions(self) -> dict[DocumentID, Revision]:
-        """Every document, tombstones included."""
-        return {row.document_id: self.revision(row.document_id) for row in self.feed()}
-
-    def revision(self, document_id: DocumentID) -> Revision:
-        """The document, which must be there, or its tombstone."""
+    def revision(self, document_id: DocumentID) -> Revision | None:
+        """The document, or its tombstone."""
         with self.database.engine.read() as txn:
             stored = documents.get(txn, self.collection.number, document_id)
-        assert stored is not None, document_id
-        return stored.revision
+        return stored.revision if stored else None
+
+    def revisions(self) -> dict[DocumentID, Revision]:
+        """Every document, tombstones included."""
+        found = {row.document_id: self.revision(row.document_id) for row in self.feed()}
+        return {name: revision for name, revision in found.items() if revision is not None}
 
     def waiting(self, document_id: DocumentID) -> list[Revision]:
         """Its revisions that wait for a resolver."""
@@ -275,9 +275,7 @@ class Fleet:
             if pull or name not in theirs or theirs[name].compare(revision) is Order.OLDER:
                 self._check_covers(passive, name, revision.version)
         for name, revision in theirs.items() if pull else ():
-            # An empty database that only pulls does not ask for tombstones.
-            if ours or push or not revision.deleted:
-                self._check_covers(active, name, revision.version)
+            self._check_covers(active, name, revision.version)
 
     async def settle(self, links: Iterable[tuple[Node, Node]]) -> None:
         """Exchange over these links, active side first, until all nodes hold the same."""
@@ -332,7 +330,7 @@ class Fleet:
 
     def _check_covers(self, node: Node, document_id: DocumentID, version: Version) -> None:
         held = node.waiting(document_id)
-        current = node.revisions().get(document_id)
+        current = node.revision(document_id)
         held += [current] if current else []
         assert self._witness.covers(document_id, held, version), (node, document_id, version, held)
 

@@ -26,7 +26,8 @@ BINARY = 2
 
 # Deltas and access revocation are not announced; the UUID in the reply to getCollections is ours
 # alone, and that in the request names a database.
-_PROPERTIES_ASIDE = frozenset({"deltas", "revocations", "uuid"})
+# `activeOnly` is never asked for here: see docs/decisions/0004.
+_PROPERTIES_ASIDE = frozenset({"activeOnly", "deltas", "revocations", "uuid"})
 # Where the rows of a listing end with the size of a body: we count CBOR.
 _SIZE_COLUMN = {"changes": 4, "proposeChanges": 3}
 _COUNTER_MASK = 0xFFFF

@@ -74,7 +74,7 @@ class CouchbaseProfile:
         self._handler = handler
         self._active = active
         # A peer that does not name collections (Couchbase Lite before 3.1) means the default one.
-        self._names_collections = True
+        self.names_collections = True
         self.replacements_wanted = False
 
     # --- Asking ----------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ class CouchbaseProfile:
         no_reply: bool = False,
     ) -> Message:
         head = {"Profile": profile}
-        if self._names_collections:
+        if self.names_collections:
             head["collection"] = str(collection)
         return Message(
             {**head, **properties}, body, urgent=urgent, compressed=compressed, no_reply=no_reply
@@ -244,22 +244,23 @@ class CouchbaseProfile:
 
     def _tell_unreadable(self, properties: Properties, status: int, reason: str) -> None:
         """A revision that cannot be read will not come: whoever waits for it must know."""
-        sequence, collection = properties.get("sequence"), properties.get("collection", "0")
-        if properties["Profile"] != "rev" or not sequence or not collection.isdecimal():
+        sequence, collection = properties.get("sequence"), _number(properties, "collection", "0")
+        if properties["Profile"] != "rev" or not sequence or collection is None:
             return
         name = DocumentID(properties.get("id", ""))
-        message = NoRevision(int(collection), name, None, sequence, status, reason)
+        message = NoRevision(collection, name, None, sequence, status, reason)
         self._handler(message, lambda _: None)
 
     def _collection(self, properties: Properties) -> int:
-        text = properties.get("collection")
-        if text is None:
+        if "collection" not in properties:
             if properties["Profile"] == "getCheckpoint":
-                self._names_collections = False
+                self.names_collections = False
             return 0
-        if not text.isascii() or not text.isdigit() or len(text) > 6:
+        index = _number(properties, "collection")
+        if index is None:
+            text = properties["collection"]
             raise RemoteProtocolError("not a collection index", collection=text[:20])
-        return int(text)
+        return index
 
     def _respond(self, number: int, message: Message, reply: Reply) -> None:
         if message.no_reply:
@@ -371,8 +372,14 @@ def _json(body: bytes) -> Any:
 
 def _true(properties: Properties, name: str) -> bool:
     """LiteCore writes `true` in some places and `1` in others."""
-    text = properties.get(name, "").lower()
-    return text in ("true", "yes") or (text.isascii() and text.isdigit() and int(text) != 0)
+    return properties.get(name, "").lower() in ("true", "yes") or bool(_number(properties, name))
+
+
+def _number(properties: Properties, name: str, default: str = "") -> int | None:
+    """A count in decimal digits; None for anything else."""
+    text = properties.get(name, default)
+    # Python refuses to read very long ones, and nothing here needs more than 64 bits.
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
 def _required(properties: Properties, name: str) -> str:
@@ -382,9 +389,17 @@ def _required(properties: Properties, name: str) -> str:
     return text
 
 
+def _written(value: Any) -> bytes:
+    """JSON that was read, written again: orjson reads deeper nesting than it writes."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError as exc:
+        raise RemoteProtocolError("JSON is nested too deeply") from exc
+
+
 def _sequence(value: Any) -> str:
     """A sequence as JSON text, its form in properties: nearly always a plain number."""
-    return str(value) if type(value) is int else orjson.dumps(value).decode()
+    return str(value) if type(value) is int else _written(value).decode()
 
 
 def _uuid(text: str | None) -> UUID | None:
@@ -417,7 +432,7 @@ def _held_checkpoint(item: Any) -> HeldCheckpoint | None:
     revision = item.pop("rev", "")
     if not isinstance(revision, str):
         raise RemoteProtocolError("not a checkpoint revision", got=type(revision).__name__)
-    return HeldCheckpoint(revision, orjson.dumps(item))
+    return HeldCheckpoint(revision, _written(item))
 
 
 def _change_answer(item: Any) -> Wanted | None:
@@ -470,14 +485,14 @@ def _read_get_checkpoint(collection: int, message: Message) -> Request:
 def _read_set_checkpoint(collection: int, message: Message) -> Request:
     if len(message.body) > limits.CHECKPOINT_BYTES_MAX:
         raise RemoteProtocolError("a checkpoint is too large", bytes=len(message.body))
-    _object(message.body)
+    # In the reply to getCollections it will stand in a list.
+    _written([_object(message.body)])
     client = _required(message.properties, "client")
     return SetCheckpoint(collection, client, message.properties.get("rev", ""), message.body)
 
 
 def _read_subscribe(collection: int, message: Message) -> Request:
     properties = message.properties
-    batch = properties.get("batch", "")
     document_ids = None
     if message.body:
         document_ids = _object(message.body).get("docIDs")
@@ -491,7 +506,7 @@ def _read_subscribe(collection: int, message: Message) -> Request:
         collection,
         properties.get("since"),
         _true(properties, "continuous"),
-        int(batch) if batch.isascii() and batch.isdigit() and int(batch) else 0,
+        _number(properties, "batch") or 0,
         _true(properties, "activeOnly"),
         None if document_ids is None else tuple(document_ids),
     )
@@ -550,13 +565,12 @@ def _read_revision(collection: int, message: Message) -> Request:
 
 def _read_no_revision(collection: int, message: Message) -> Request:
     properties = message.properties
-    error = properties.get("error", "")
     return NoRevision(
         collection,
         _document_id(properties.get("id")),
         revision_id(properties.get("rev")),
         properties.get("sequence", ""),
-        int(error) if error.isascii() and error.isdigit() else 404,
+        _number(properties, "error") or 404,
         properties.get("reason", ""),
     )
 

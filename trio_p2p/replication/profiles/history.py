@@ -15,6 +15,7 @@ from trio_p2p import limits
 from trio_p2p.errors import RemoteProtocolError
 from trio_p2p.model.document import Revision
 from trio_p2p.model.version import (
+    TREE_SOURCE,
     RevisionID,
     TreeRevisionID,
     VersionVector,
@@ -68,7 +69,10 @@ def read_revision(current: str, history: str, body: bytes, *, deleted: bool) -> 
             )
         separator = ", " if ";" in vector_text else "; "
         text = f"{current}{separator}{vector_text}" if vector_text else current
-        return Revision(VersionVector.parse(text), body, deleted, trees)
+        vector = VersionVector.parse(text)
+        if vector.current.source == TREE_SOURCE:
+            raise ValueError("a tree revision ID in the form of a version")
+        return Revision(vector, body, deleted, trees)
     except ValueError as exc:
         raise RemoteProtocolError(
             "not a revision history", rev=current[:80], history=history[:80]

@@ -1,0 +1,788 @@
+"""The Couchbase profile: typed messages over a pair of peers, and what is read and refused."""
+
+import math
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from uuid import UUID
+
+import orjson
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_p2p.blip import Message
+from trio_p2p.errors import PeerError, RemoteProtocolError
+from trio_p2p.ids import DocumentID, SourceID
+from trio_p2p.model.codec import decode_body, encode_body
+from trio_p2p.model.document import EMPTY_BODY, Revision
+from trio_p2p.model.version import TreeRevisionID, Version, VersionVector
+from trio_p2p.peer import Peer
+from trio_p2p.replication.messages import (
+    Accepted,
+    CheckpointSaved,
+    CollectionsReply,
+    GetCheckpoint,
+    GetCollections,
+    HeldCheckpoint,
+    NoRevision,
+    OfferChanges,
+    OfferedChange,
+    OffersReply,
+    Proposal,
+    ProposalAnswer,
+    ProposalsReply,
+    ProposeChanges,
+    Refusal,
+    RevisionOutcome,
+    RevisionsReply,
+    SendRevisions,
+    SentRevision,
+    SetCheckpoint,
+    SubscribeChanges,
+    Wanted,
+)
+from trio_p2p.replication.profiles.couchbase import CouchbaseProfile
+from trio_p2p.testing.transcripts import read_transcript
+from trio_p2p.transport.memory import memory_transport_pair
+
+TRANSCRIPTS = sorted((Path(__file__).parents[2] / "vectors" / "transcripts").glob("*.jsonl"))
+PROFILES = [
+    "getCollections",
+    "getCheckpoint",
+    "setCheckpoint",
+    "subChanges",
+    "changes",
+    "proposeChanges",
+    "rev",
+    "norev",
+]
+DOC, OTHER = DocumentID("doc"), DocumentID("müsli 7")
+ANN, BOB = SourceID(b"a" * 16), SourceID(b"b" * 16)
+V1, V2 = Version(2**50, ANN), Version(2**50 + 1, BOB)
+TREE = TreeRevisionID.parse("2-abcd")
+EDIT = Revision(VersionVector(V2, (), (V1,)), encode_body({"n": 1}), trees=(TREE,))
+UUID_1 = UUID(int=1)
+DEEP = b"[" * 300 + b"]" * 300
+
+
+class Side:
+    """A peer with its profile, which notes what it is asked and answers from a list."""
+
+    def __init__(self, transport, *, active):
+        self.transport = transport
+        self.peer = Peer(transport)
+        self.profile = CouchbaseProfile(self.peer, self._handle, active=active)
+        self.asked = []
+        self.answers = []
+        self.raw_answer = None
+        self.heard = []
+
+    def on_request(self, number, message):
+        self.heard.append(message)
+        if self.raw_answer is not None:
+            self.peer.reply(number, self.raw_answer)
+        else:
+            self.profile.on_request(number, message)
+
+    def _handle(self, request, respond):
+        self.asked.append(request)
+        if self.answers:
+            respond(self.answers.pop(0))
+
+
+@asynccontextmanager
+async def open_sides():
+    ours, theirs = memory_transport_pair()
+    active, passive = Side(ours, active=True), Side(theirs, active=False)
+    async with trio.open_nursery() as nursery:
+        for side in (active, passive):
+            nursery.start_soon(side.peer.run, side.on_request)
+        yield active, passive
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def sides():
+    async with open_sides() as sides:
+        yield sides
+
+
+@pytest.fixture
+def active(sides):
+    return sides[0]
+
+
+@pytest.fixture
+def passive(sides):
+    return sides[1]
+
+
+class DeadEnd:
+    """Stands for a peer where only what is answered matters."""
+
+    def __init__(self):
+        self.refusals = []
+        self.replies = []
+
+    def refuse(self, number, domain, code, text=""):
+        self.refusals.append((domain, code, text))
+
+    def reply(self, number, message):
+        self.replies.append(message)
+
+
+class Reading:
+    """What a profile makes of single messages."""
+
+    def __init__(self):
+        self.peer = DeadEnd()
+        self.requests = []
+        self.profile = CouchbaseProfile(
+            self.peer, lambda request, respond: self.requests.append(request), active=False
+        )
+
+    def read(self, message):
+        """The request that the message is read as, the only one."""
+        self.profile.on_request(1, message)
+        assert not self.peer.refusals
+        [request] = self.requests
+        return request
+
+    def refusal(self, message):
+        """The domain and code it is refused with."""
+        self.profile.on_request(1, message)
+        [(domain, code, _)] = self.peer.refusals
+        return domain, code
+
+
+def read(message):
+    return Reading().read(message)
+
+
+def refusal(message):
+    return Reading().refusal(message)
+
+
+def rev(body=b"{}", **properties):
+    """A `rev` message of which everything else is in order."""
+    return Message({"Profile": "rev", "id": "doc", "rev": str(V1), **properties}, body)
+
+
+def message(profile, body=b"", **properties):
+    return Message({"Profile": profile, **properties}, body)
+
+
+# --- Requests and replies, as typed messages ------------------------------------------------------
+
+
+async def test_get_collections_goes_over_with_its_reply(active, passive):
+    reply = CollectionsReply(
+        (HeldCheckpoint("3-cc", b'{"local":7}'), HeldCheckpoint("", b"{}"), None), UUID(int=2)
+    )
+    passive.answers = [reply]
+    request = GetCollections(("_default", "shop.a", "b"), ("cp-1", "cp-2", "cp-3"), UUID_1)
+    assert await active.profile.get_collections(request) == reply
+    assert passive.asked == [request]
+
+
+async def test_peers_may_keep_their_identity_to_themselves(active, passive):
+    passive.answers = [CollectionsReply((None,), None)]
+    request = GetCollections(("_default",), ("cp-1",), None)
+    assert await active.profile.get_collections(request) == CollectionsReply((None,), None)
+    assert passive.asked == [request]
+
+
+async def test_a_checkpoint_is_got(active, passive):
+    held = HeldCheckpoint("3-cc", b'{"local":7}')
+    passive.answers = [held]
+    assert await active.profile.get_checkpoint(1, "cp-1") == held
+    assert passive.asked == [GetCheckpoint(1, "cp-1")]
+
+
+async def test_a_checkpoint_that_is_not_there_is_none(active, passive):
+    passive.answers = [Refusal(404, "no such checkpoint")]
+    assert await active.profile.get_checkpoint(0, "cp-1") is None
+
+
+@pytest.mark.parametrize("refused", [Refusal(500, "no"), Refusal(404, "no", "BLIP")])
+async def test_a_checkpoint_that_cannot_be_got_is_an_error(active, passive, refused):
+    passive.answers = [refused]
+    with pytest.raises(PeerError) as caught:
+        await active.profile.get_checkpoint(0, "cp-1")
+    error = caught.value
+    assert (error.domain, error.code, error.text) == (refused.domain, refused.status, "no")
+
+
+async def test_a_checkpoint_is_set(active, passive):
+    passive.answers = [CheckpointSaved("4-cc")]
+    assert await active.profile.set_checkpoint(2, "cp-1", "3-cc", b'{"local":7}') == "4-cc"
+    assert passive.asked == [SetCheckpoint(2, "cp-1", "3-cc", b'{"local":7}')]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        SubscribeChanges(0, None, False, 200, False, None),
+        SubscribeChanges(1, "7", True, 1, True, ("doc", "müsli")),
+        SubscribeChanges(0, '"9:7"', False, 200, False, ()),
+    ],
+)
+async def test_a_subscription_goes_over(active, passive, request_):
+    passive.answers = [Accepted()]
+    await active.profile.subscribe(request_)
+    assert passive.asked == [request_]
+    assert passive.profile.replacements_wanted
+
+
+OFFERS = (
+    OfferedChange("7", DOC, V2, False, 99),
+    OfferedChange("8", OTHER, TREE, True),
+    OfferedChange('"9:7"', DOC, V1),
+)
+
+
+async def test_offered_changes_go_over_with_the_answers(active, passive):
+    active.answers = [OffersReply((None, Wanted((V1, TREE)), None))]
+    answers = await passive.profile.offer(1, OFFERS).wait()
+    assert active.asked == [OfferChanges(1, OFFERS)]
+    # Ancestors are for senders of deltas only.
+    assert answers == [None, Wanted(), None]
+    assert passive.profile.replacements_wanted
+
+
+PROPOSALS = (
+    Proposal(DOC, V2, V1, 99),
+    Proposal(OTHER, V1, None, 0),
+    Proposal(DOC, V2, TREE),
+    Proposal(OTHER, TREE, None),
+)
+
+
+async def test_proposals_go_over_with_the_answers(active, passive):
+    answers = (
+        ProposalAnswer(304),
+        ProposalAnswer(409, VersionVector(V2, (), (V1,))),
+        ProposalAnswer(409, TREE),
+        ProposalAnswer(409),
+    )
+    passive.answers = [ProposalsReply(answers)]
+    assert tuple(await active.profile.propose(1, PROPOSALS)) == answers
+    asked = tuple(replace(proposal, body_bytes=None) for proposal in PROPOSALS)
+    assert passive.asked == [ProposeChanges(1, asked)]
+    assert active.profile.replacements_wanted
+
+
+REVISIONS = [
+    EDIT,
+    Revision(VersionVector(V2, (V1, Version(3, SourceID(b"c" * 16)))), encode_body({})),
+    Revision(VersionVector(V2, (), (V1,)), EMPTY_BODY, deleted=True),
+    Revision(VersionVector(V2), encode_body({"why": "it left"}), deleted=True),
+    Revision.from_tree((TREE, TreeRevisionID.parse("1-aa")), encode_body({"n": 1}), deleted=False),
+]
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+@pytest.mark.parametrize("replaced", [None, V1])
+async def test_a_revision_goes_over(active, passive, revision, replaced):
+    sent = SentRevision(OTHER, "7", revision, replaced)
+    active.profile.send_revisions(1, [sent], lambda sent, outcome: None)
+    await wait_all_tasks_blocked()
+    assert passive.asked == [SendRevisions(1, (sent,))]
+
+
+@pytest.mark.parametrize(
+    ("reply", "outcome"),
+    [
+        (RevisionsReply((RevisionOutcome(),)), RevisionOutcome()),
+        (RevisionsReply((RevisionOutcome(304),)), RevisionOutcome(304)),
+        (RevisionsReply((RevisionOutcome(409, "no"),)), RevisionOutcome(409, "no")),
+        (RevisionsReply((RevisionOutcome(429, "later"),)), RevisionOutcome(429, "later", True)),
+        (Refusal(403, "no"), RevisionOutcome(403, "no")),
+        (Refusal(503, "later"), RevisionOutcome(503, "later", True)),
+    ],
+)
+async def test_the_fate_of_a_revision_comes_back(active, passive, reply, outcome):
+    passive.answers = [reply]
+    sent, outcomes = SentRevision(DOC, "7", EDIT), []
+    active.profile.send_revisions(0, [sent], lambda *told: outcomes.append(told))
+    await wait_all_tasks_blocked()
+    assert outcomes == [(sent, outcome)]
+
+
+async def test_an_error_of_another_domain_is_no_http_status(active, passive):
+    passive.answers = [Refusal(9, "no", "LiteCore")]
+    outcomes = []
+    active.profile.send_revisions(
+        0, [SentRevision(DOC, "7", EDIT)], lambda _, outcome: outcomes.append(outcome)
+    )
+    await wait_all_tasks_blocked()
+    [outcome] = outcomes
+    assert (outcome.status, outcome.retryable) == (502, False)
+    assert "LiteCore/9: no" in outcome.text
+
+
+async def test_the_fate_of_a_revision_is_open_when_the_connection_ends():
+    outcomes = []
+    with pytest.RaisesGroup(pytest.RaisesExc(Exception), pytest.RaisesExc(Exception)):
+        async with open_sides() as (active, _):
+            active.profile.send_revisions(
+                0, [SentRevision(DOC, "7", EDIT)], lambda _, outcome: outcomes.append(outcome)
+            )
+            active.transport.cut()
+            await trio.sleep_forever()
+    [outcome] = outcomes
+    assert (outcome.status, outcome.retryable) == (1006, True)
+
+
+@pytest.mark.parametrize("reason", ["", "it is gone"])
+async def test_a_revision_that_will_not_come_is_told_without_an_answer(active, passive, reason):
+    told = NoRevision(1, OTHER, V1, "7", 404, reason)
+    passive.profile.send_no_revision(told)
+    await wait_all_tasks_blocked()
+    assert active.asked == [told]
+
+
+async def test_having_caught_up_is_told_without_an_answer(active, passive):
+    active.profile.tell_caught_up(1)
+    passive.profile.tell_caught_up(2)
+    await wait_all_tasks_blocked()
+    assert passive.asked == [ProposeChanges(1, ())]
+    assert active.asked == [OfferChanges(2, ())]
+
+
+# --- How it stands on the wire --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answers", "body"),
+    [
+        ((0, 0, 0), []),
+        ((0, 304, 0), [0, 304]),
+        ((304, 0, 409), [304, 0, 409]),
+        ((), []),
+    ],
+)
+async def test_zeros_at_the_end_are_left_out(active, passive, answers, body):
+    passive.answers = [ProposalsReply(tuple(map(ProposalAnswer, answers)))]
+    reply = await active.peer.request(message("proposeChanges", b"[]"))
+    assert orjson.loads(reply.body) == body
+
+
+async def test_answers_left_out_at_the_end_mean_send_it_or_not_wanted(active, passive):
+    passive.raw_answer = Message({}, b"[304]")
+    answers = await active.profile.propose(0, PROPOSALS)
+    assert [answer.status for answer in answers] == [304, 0, 0, 0]
+    active.raw_answer = Message({}, b"[[]]")
+    assert await passive.profile.offer(0, OFFERS).wait() == [Wanted(), None, None]
+
+
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        (409, ProposalAnswer(409)),
+        ({"status": 409}, ProposalAnswer(409)),
+        ({"status": 409, "rev": ""}, ProposalAnswer(409)),
+        ({"status": 409, "rev": str(V1)}, ProposalAnswer(409, VersionVector(V1))),
+        ({"status": 409, "rev": f"{V2}; {V1}"}, ProposalAnswer(409, EDIT.vector)),
+        ({"status": 409, "rev": "2-abcd"}, ProposalAnswer(409, TREE)),
+        ({"status": 403}, ProposalAnswer(403)),
+    ],
+)
+async def test_a_conflict_is_told_in_several_forms(active, passive, row, answer):
+    passive.raw_answer = Message({}, orjson.dumps([row]))
+    assert await active.profile.propose(0, PROPOSALS[:1]) == [answer]
+
+
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        ([], Wanted()),
+        (["1-aa", str(V1)], Wanted()),
+        (0, None),
+        (None, None),
+        (409, None),
+        ({"status": 409, "rev": "1-aa"}, None),
+    ],
+)
+async def test_a_list_means_that_an_offered_revision_is_wanted(active, passive, row, answer):
+    active.raw_answer = Message({}, orjson.dumps([row]))
+    assert await passive.profile.offer(0, OFFERS[:1]).wait() == [answer]
+
+
+async def test_rows_end_with_the_size_of_the_body_unless_there_is_none(active, passive):
+    passive.profile.offer(0, OFFERS)
+    active.profile.tell_caught_up(0)
+    await wait_all_tasks_blocked()
+    [offered] = active.heard
+    assert orjson.loads(offered.body) == [
+        [7, "doc", str(V2), 0, 99],
+        [8, "müsli 7", "2-abcd", 1],
+        ["9:7", "doc", str(V1), 0, 0],
+    ]
+    assert offered.urgent
+    assert offered.compressed
+
+
+async def test_a_revision_names_its_history_and_what_is_special_about_it(active, passive):
+    active.profile.send_revisions(
+        2, [SentRevision(DOC, "7", EDIT), SentRevision(DOC, "8", REVISIONS[2], V1)], lambda *_: None
+    )
+    await wait_all_tasks_blocked()
+    edited, deleted = passive.heard
+    common = {"Profile": "rev", "collection": "2", "id": "doc", "noconflicts": "1"}
+    assert edited.properties == {
+        **common,
+        "rev": str(V2),
+        "sequence": "7",
+        "history": f"{V1}, 2-abcd",
+    }
+    assert edited.body == b'{"n":1}'
+    assert deleted.properties == {
+        **common,
+        "rev": str(V2),
+        "sequence": "8",
+        "history": str(V1),
+        "deleted": "1",
+        "replacedRev": str(V1),
+    }
+    assert deleted.body == b"{}"
+
+
+@pytest.mark.parametrize(
+    ("spelling", "expected"),
+    [
+        ("true", True),
+        ("TRUE", True),
+        ("yes", True),
+        ("Yes", True),
+        ("1", True),
+        ("2", True),
+        ("false", False),
+        ("0", False),
+        ("no", False),
+        ("", False),
+        ("9" * 5_000, False),
+    ],
+)
+def test_booleans_come_in_several_spellings(spelling, expected):
+    assert read(rev(deleted=spelling)).revisions[0].revision.deleted == expected
+    subscription = read(message("subChanges", continuous=spelling, activeOnly=spelling))
+    assert (subscription.continuous, subscription.active_only) == (expected, expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "batch"), [("", 0), ("200", 200), ("0", 0), ("-1", 0), ("x", 0), ("9" * 5_000, 0)]
+)
+def test_a_batch_size_that_is_no_number_counts_as_none(text, batch):
+    assert read(message("subChanges", batch=text)).batch == batch
+
+
+@pytest.mark.parametrize(
+    ("text", "status"), [("410", 410), ("", 404), ("gone", 404), ("9" * 5_000, 404)]
+)
+def test_a_revision_that_will_not_come_is_gone_unless_told_otherwise(text, status):
+    told = read(message("norev", id="doc", rev=str(V1), sequence="7", error=text))
+    assert told == NoRevision(0, DOC, V1, "7", status)
+
+
+@pytest.mark.parametrize("flag", [1, True, 3])
+def test_deletion_in_a_change_is_a_boolean_or_flags(flag):
+    [change] = read(message("changes", orjson.dumps([[7, "doc", str(V1), flag]]))).changes
+    assert change == OfferedChange("7", DOC, V1, True)
+
+
+@pytest.mark.parametrize("text", [f"{V2}; {V1}", f"{V2}, {V1};", str(V2)])
+def test_of_a_whole_vector_in_a_listing_the_current_version_counts(text):
+    [change] = read(message("changes", orjson.dumps([[7, "doc", text]]))).changes
+    assert change.revision_id == V2
+    [proposal] = read(message("proposeChanges", orjson.dumps([["doc", text, text]]))).proposals
+    assert proposal == Proposal(DOC, V2, V2)
+
+
+@pytest.mark.parametrize("parent", [[], [""], [None]])
+def test_a_proposal_may_name_no_parent(parent):
+    body = orjson.dumps([["doc", str(V1), *parent]])
+    assert read(message("proposeChanges", body)).proposals == (Proposal(DOC, V1, None),)
+
+
+# --- Bodies ---------------------------------------------------------------------------------------
+
+numbers = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+texts = st.text()
+bodies = st.dictionaries(
+    texts.filter(lambda key: not key.startswith(("_", "@"))),
+    st.recursive(st.none() | st.booleans() | numbers | texts, st.lists, max_leaves=8),
+    max_size=5,
+)
+
+
+@given(st.lists(bodies, max_size=3))
+def test_bodies_go_over_unchanged(bodies):
+    async def main():
+        async with open_sides() as (active, passive):
+            vector = VersionVector(V2)
+            sent = [
+                SentRevision(DOC, str(number), Revision(vector, encode_body(body)))
+                for number, body in enumerate(bodies)
+            ]
+            active.profile.send_revisions(0, sent, lambda *_: None)
+            await wait_all_tasks_blocked()
+            assert passive.asked == [SendRevisions(0, (one,)) for one in sent]
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+@pytest.mark.parametrize(
+    "number", [2**63 - 1, -(2**63), 2**53 + 1, 0.1, 1e300, 5e-324, 123456789.123456789]
+)
+def test_large_numbers_keep_their_precision(number):
+    [sent] = read(rev(orjson.dumps({"n": number}))).revisions
+    assert decode_body(sent.revision.body) == {"n": number}
+    assert math.copysign(1, decode_body(sent.revision.body)["n"]) == math.copysign(1, number)
+
+
+@pytest.mark.parametrize("body", [b"", b"{}"])
+def test_the_body_of_a_tombstone_may_be_left_out(body):
+    [sent] = read(rev(body, deleted="1")).revisions
+    assert (sent.revision.body, sent.revision.deleted) == (EMPTY_BODY, True)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"text"',
+        b"\xff",
+        b'{"n":NaN}',
+        b'{"n":9223372036854775808}',
+        b'{"a":' + DEEP + b"}",
+        b'{"_id":"doc"}',
+        b'{"_rev":"1-aa"}',
+        b'{"_deleted":true}',
+        b'{"_attachments":{}}',
+        b'{"_removed":true}',
+    ],
+)
+def test_a_body_that_cannot_be_stored_is_refused(body):
+    assert refusal(rev(body)) == ("HTTP", 400)
+
+
+def test_a_body_that_names_a_blob_is_refused_as_not_found():
+    body = orjson.dumps({"photo": {"@type": "blob", "digest": "sha1-AAAA", "length": 3}})
+    assert refusal(rev(body)) == ("HTTP", 404)
+
+
+# --- What cannot be read --------------------------------------------------------------------------
+
+
+def collections(names, ids):
+    body = orjson.dumps({"collections": names, "checkpoint_ids": ids})
+    return message("getCollections", body)
+
+
+def offer(*row):
+    return message("changes", orjson.dumps([row]))
+
+
+def proposal(*row):
+    return message("proposeChanges", orjson.dumps([row]))
+
+
+MALFORMED = {
+    "collections, no body": message("getCollections"),
+    "collections, a list": message("getCollections", b"[]"),
+    "collections, without IDs": message("getCollections", b'{"collections":["a"]}'),
+    "collections, other lengths": collections(["a", "b"], ["cp-1"]),
+    "collections, none": collections([], []),
+    "collections, an empty name": collections([""], ["cp-1"]),
+    "collections, an empty ID": collections(["a"], [""]),
+    "collections, a number": collections([7], ["cp-1"]),
+    "collections, one twice": collections(["a", "a"], ["cp-1", "cp-2"]),
+    "collections, too many": collections([f"c{n}" for n in range(1001)], ["cp"] * 1001),
+    "get checkpoint, of nobody": message("getCheckpoint"),
+    "get checkpoint, of the empty text": message("getCheckpoint", client=""),
+    "set checkpoint, of nobody": message("setCheckpoint", b"{}"),
+    "set checkpoint, no body": message("setCheckpoint", client="cp-1"),
+    "set checkpoint, a list": message("setCheckpoint", b"[]", client="cp-1"),
+    "set checkpoint, too large": message(
+        "setCheckpoint", b'{"a":"' + bytes(2**20).hex().encode() + b'"}', client="cp-1"
+    ),
+    "set checkpoint, too deep": message("setCheckpoint", b'{"a":' + DEEP + b"}", client="cp-1"),
+    "subscribe, a list": message("subChanges", b"[]"),
+    "subscribe, IDs in a text": message("subChanges", b'{"docIDs":"doc"}'),
+    "subscribe, a number as ID": message("subChanges", b'{"docIDs":[7]}'),
+    "subscribe, a filter": message("subChanges", filter="sync_gateway/bychannel"),
+    "changes, no body": message("changes"),
+    "changes, an object": message("changes", b"{}"),
+    "changes, no list inside": message("changes", b"[7]"),
+    "changes, too short": offer(7, "doc"),
+    "changes, not a document ID": offer(7, "_doc", str(V1)),
+    "changes, not a text as ID": offer(7, None, str(V1)),
+    "changes, not a revision": offer(7, "doc", "nonsense"),
+    "changes, a number as revision": offer(7, "doc", 7),
+    "changes, a sequence too deep": message("changes", b"[[" + DEEP + b',"doc","1-aa"]]'),
+    "proposals, no body": message("proposeChanges"),
+    "proposals, an object": message("proposeChanges", b"{}"),
+    "proposals, too short": proposal("doc"),
+    "proposals, not a document ID": proposal("", str(V1)),
+    "proposals, not a revision": proposal("doc", "nonsense"),
+    "proposals, not a parent": proposal("doc", str(V1), "nonsense"),
+    "rev, of no document": message("rev", b"{}", rev=str(V1)),
+    "rev, of an empty ID": rev(id=""),
+    "rev, an ID too long": rev(id="x" * 241),
+    "rev, without its version": message("rev", b"{}", id="doc"),
+    "rev, not a version": rev(rev="nonsense"),
+    "rev, not a history": rev(history="nonsense"),
+    "rev, replacing nonsense": rev(replacedRev="nonsense"),
+    "rev, a delta": rev(deltaSrc=str(V2)),
+    "norev, of no document": message("norev", rev=str(V1)),
+    "norev, of no revision": message("norev", id="doc"),
+}
+MALFORMED |= {
+    f"collection index {text[:9]!r}": rev(collection=text, sequence="7")
+    for text in ("", "-1", "x", "1.0", "\u0661", "9" * 5_000)
+}
+
+
+@pytest.mark.parametrize("malformed", MALFORMED.values(), ids=MALFORMED)
+def test_a_malformed_message_is_refused(malformed):
+    assert refusal(malformed) == ("HTTP", 400)
+
+
+@pytest.mark.parametrize("properties", [{}, {"Profile": ""}, {"Profile": "getRev"}])
+async def test_an_unknown_message_is_refused_in_the_words_couchbase_lite_knows(active, properties):
+    with pytest.raises(PeerError) as caught:
+        await active.peer.request(Message(properties))
+    error = caught.value
+    assert (error.domain, error.code, error.text) == ("BLIP", 404, "no handler for message")
+
+
+@pytest.mark.parametrize("malformed", [message("nonsense"), rev(b"["), message("changes", b"7")])
+def test_what_wants_no_reply_is_not_even_refused(malformed):
+    reading = Reading()
+    reading.profile.on_request(1, replace(malformed, no_reply=True))
+    assert (reading.peer.refusals, reading.peer.replies) == ([], [])
+
+
+def test_of_a_revision_that_cannot_be_read_the_handler_is_told_that_it_will_not_come():
+    reading = Reading()
+    assert reading.refusal(rev(b"[", sequence="7", collection="3")) == ("HTTP", 400)
+    [told] = reading.requests
+    assert (told.collection, told.document_id, told.sequence, told.status) == (3, DOC, "7", 400)
+
+
+@pytest.mark.parametrize(
+    ("body", "ask"),
+    [
+        (b"{}", lambda profile: profile.propose(0, PROPOSALS[:1])),
+        (b"[0,0]", lambda profile: profile.propose(0, PROPOSALS[:1])),
+        (b'["no"]', lambda profile: profile.propose(0, PROPOSALS[:1])),
+        (b'[{"status":"409"}]', lambda profile: profile.propose(0, PROPOSALS[:1])),
+        (b'[{"status":409,"rev":7}]', lambda profile: profile.propose(0, PROPOSALS[:1])),
+        (b'[{"status":409,"rev":"x"}]', lambda profile: profile.propose(0, PROPOSALS[:1])),
+        (b"7", lambda profile: profile.offer(0, OFFERS[:1]).wait()),
+        (b"[[],[]]", lambda profile: profile.offer(0, OFFERS[:1]).wait()),
+        (b'["no"]', lambda profile: profile.offer(0, OFFERS[:1]).wait()),
+        (b"nonsense", lambda profile: profile.get_collections(ONE_COLLECTION)),
+        (b"[]", lambda profile: profile.get_collections(ONE_COLLECTION)),
+        (b"[7]", lambda profile: profile.get_collections(ONE_COLLECTION)),
+        (b'[{"rev":7}]', lambda profile: profile.get_collections(ONE_COLLECTION)),
+        (b'[{"a":' + DEEP + b"}]", lambda profile: profile.get_collections(ONE_COLLECTION)),
+    ],
+)
+async def test_a_reply_that_cannot_be_read_breaks_the_protocol(active, passive, body, ask):
+    passive.raw_answer = Message({}, body)
+    with pytest.raises(RemoteProtocolError):
+        await ask(active.profile)
+
+
+ONE_COLLECTION = GetCollections(("a",), ("cp-1",), None)
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "1-2"])
+async def test_a_peer_whose_uuid_cannot_be_read_has_none(active, passive, text):
+    passive.raw_answer = Message({"uuid": text}, b"[{}]")
+    assert (await active.profile.get_collections(ONE_COLLECTION)).database_id is None
+    body = b'{"collections":["a"],"checkpoint_ids":["cp-1"]}'
+    assert read(message("getCollections", body, uuid=text)).database_id is None
+
+
+# --- Peers before Couchbase Lite 3.1 --------------------------------------------------------------
+
+
+async def test_a_peer_that_does_not_name_collections_is_not_told_of_them(active, passive):
+    passive.answers = [HeldCheckpoint("1-cc", b"{}"), Accepted()]
+    await active.peer.request(message("getCheckpoint", client="cp-1"))
+    await active.peer.request(message("subChanges"))
+    passive.profile.tell_caught_up(0)
+    await wait_all_tasks_blocked()
+    assert [request.collection for request in passive.asked] == [0, 0]
+    assert [heard.properties for heard in active.heard] == [{"Profile": "changes"}]
+
+
+# --- Anything -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", TRANSCRIPTS, ids=lambda path: path.stem)
+def test_everything_that_couchbase_lite_was_recorded_to_ask_is_read(path):
+    for script in read_transcript(path):
+        for said in script:
+            if said.is_reply or said.profile in ("getAttachment", "proveAttachment"):
+                continue
+            reading = Reading()
+            reading.profile.on_request(1, said.message)
+            if b'"@type":"blob"' in said.message.body:
+                assert [refused[:2] for refused in reading.peer.refusals] == [("HTTP", 404)]
+            elif "deltaSrc" in said.message.properties:
+                assert [refused[:2] for refused in reading.peer.refusals] == [("HTTP", 400)]
+            else:
+                assert len(reading.requests) == 1, said
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | numbers | texts | st.sampled_from(["doc", str(V1), "1-aa"]),
+    lambda values: st.lists(values, max_size=4) | st.dictionaries(texts, values, max_size=4),
+    max_leaves=12,
+)
+rows = st.lists(st.lists(json_values, max_size=5), max_size=3)
+any_body = st.one_of(
+    st.binary(),
+    st.one_of(
+        json_values,
+        rows,
+        st.fixed_dictionaries({"collections": json_values, "checkpoint_ids": json_values}),
+        st.fixed_dictionaries({"docIDs": json_values}),
+    ).map(orjson.dumps),
+)
+property_names = st.sampled_from(
+    [
+        *("client", "rev", "collection", "since", "continuous", "batch", "activeOnly", "filter"),
+        *("id", "sequence", "history", "deleted", "deltaSrc", "replacedRev", "error", "reason"),
+        *("versioning", "sendReplacementRevs", "noconflicts", "uuid"),
+    ]
+)
+property_values = texts | st.sampled_from(
+    ["0", "1", "true", "doc", str(V1), f"{V2}; {V1}", "1-aa", "9" * 5_000, "²", "-1", "nonsense"]
+)
+
+
+@given(
+    st.sampled_from(PROFILES),
+    st.dictionaries(property_names, property_values),
+    any_body,
+    st.booleans(),
+)
+def test_any_message_is_read_or_refused(profile, properties, body, no_reply):
+    reading = Reading()
+    asked = Message({"Profile": profile, **properties}, body, no_reply=no_reply)
+    reading.profile.on_request(1, asked)
+    is_read = any(not isinstance(request, NoRevision) for request in reading.requests)
+    is_refused = bool(reading.peer.refusals)
+    if profile != "norev" and not no_reply:
+        assert is_read != is_refused

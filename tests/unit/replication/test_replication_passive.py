@@ -1,0 +1,581 @@
+"""A passive session, spoken to message by message."""
+
+import json
+from contextlib import suppress
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from trio_p2p import limits
+from trio_p2p.blip import Message
+from trio_p2p.errors import ConnectionLostError, PeerError, ReplicationError
+from trio_p2p.ids import SourceID
+from trio_p2p.model.version import Version, VersionVector
+from trio_p2p.peer import Peer
+from trio_p2p.replication.journal import Journal
+from trio_p2p.replication.passive import PassiveSession
+from trio_p2p.testing.databases import open_test_database
+from trio_p2p.transport.memory import memory_transport_pair
+
+NOW = 1_800_000_000 * 10**9
+BOB = SourceID(b"b" * 16)
+UUID_OF_BOB = "00000000-0000-0000-0000-000000000001"
+
+
+def version(time, source=BOB):
+    """One of Bob's versions, made at this time around now."""
+    return Version(NOW + time, source)
+
+
+class Client:
+    """An active peer of raw messages: what it hears, and what it answers to offers."""
+
+    def __init__(self, transport):
+        self.transport = transport
+        self.peer = Peer(transport)
+        self.heard = []
+        self.wants_all = False
+        self.answers = True
+
+    async def run(self):
+        with suppress(ConnectionLostError):
+            await self.peer.run(self._on_request)
+
+    def _on_request(self, number, message):
+        self.heard.append(message)
+        if message.no_reply or not self.answers:
+            return
+        wanted = message.properties["Profile"] == "changes" and self.wants_all
+        answers = [[]] * len(json.loads(message.body)) if wanted else []
+        self.peer.reply(number, Message({}, json.dumps(answers).encode()))
+
+    async def ask(self, profile, body=None, *, collection=0, no_reply=False, **properties):
+        """Ask and return the properties and the JSON of the reply; `body` is sent as JSON."""
+        message = self.message(profile, body, collection, properties, no_reply)
+        reply = await self.peer.request(message)
+        return reply.properties, json.loads(reply.body or b"null")
+
+    async def refusal(self, profile, body=None, **options):
+        """Ask for what is refused; the domain and code it is refused with."""
+        with pytest.raises(PeerError) as caught:
+            await self.ask(profile, body, **options)
+        return caught.value.domain, caught.value.code
+
+    def tell(self, profile, body=None, *, collection=0, **properties):
+        """Ask for what wants no reply."""
+        told = []
+        self.peer.send(self.message(profile, body, collection, properties, True), told.append)
+        return told
+
+    def message(self, profile, body, collection, properties, no_reply):
+        head = {"Profile": profile}
+        if collection is not None:
+            head["collection"] = str(collection)
+        if not isinstance(body, bytes):
+            body = b"" if body is None else json.dumps(body).encode()
+        return Message({**head, **properties}, body, no_reply=no_reply)
+
+    async def open(self, *names, uuid=UUID_OF_BOB):
+        """Name the collections; the checkpoint IDs are `cp-` and the name."""
+        names = names or ("_default",)
+        body = {"collections": names, "checkpoint_ids": [f"cp-{name}" for name in names]}
+        return await self.ask("getCollections", body, collection=None, uuid=uuid)
+
+    async def propose(self, *rows):
+        """Propose: the answers."""
+        rows = [[str(part) for part in row] for row in rows]
+        _, answers = await self.ask("proposeChanges", rows, conflictIncludesRev="true")
+        return answers
+
+    async def send_revision(self, document_id, rev, body=None, **properties):
+        """Send a revision; the properties of the reply."""
+        properties |= {"id": document_id, "rev": str(rev), "sequence": "1"}
+        replied, _ = await self.ask("rev", {} if body is None else body, **properties)
+        return replied
+
+    def offers(self):
+        """The rows of every offer that was heard; an empty one tells that all were."""
+        listings = [said for said in self.heard if said.properties["Profile"] == "changes"]
+        return [json.loads(listing.body) for listing in listings]
+
+    def offered(self):
+        """The documents of every offer."""
+        return [[row[1] for row in rows] for rows in self.offers()]
+
+    def revisions(self):
+        """The documents of which revisions were sent, with their bodies."""
+        return {
+            said.properties["id"]: json.loads(said.body)
+            for said in self.heard
+            if said.properties["Profile"] == "rev"
+        }
+
+
+class Server:
+    """A passive session, and how it ended."""
+
+    def __init__(self, transport, collections):
+        self.transport = transport
+        self.journal = Journal()
+        self.session = PassiveSession(transport, collections, self.journal)
+        self.error = None
+        self.ended = False
+
+    async def run(self):
+        try:
+            await self.session.run()
+        except ReplicationError as exc:
+            self.error = exc
+        self.ended = True
+
+
+@pytest.fixture
+async def database(tmp_path):
+    async with open_test_database(tmp_path / "db", clock=lambda: NOW) as database:
+        await database.create_collection("shop.sales")
+        yield database
+
+
+@pytest.fixture
+def notes(database):
+    return database.default_collection
+
+
+@pytest.fixture
+async def connect(database, nursery):
+    """Makes connections: a client and the session that serves it."""
+
+    def connect():
+        transport, far_end = memory_transport_pair()
+        server, client = Server(transport, database.collections()), Client(far_end)
+        nursery.start_soon(server.run)
+        nursery.start_soon(client.run)
+        return client, server
+
+    yield connect
+    nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def connection(connect):
+    return connect()
+
+
+@pytest.fixture
+def client(connection):
+    return connection[0]
+
+
+@pytest.fixture
+def server(connection):
+    return connection[1]
+
+
+# --- Opening --------------------------------------------------------------------------------------
+
+
+async def test_a_collection_has_its_checkpoint_or_none_or_is_unknown(client, database, connect):
+    await client.open("shop.sales")
+    await client.ask("setCheckpoint", {"local": 7}, client="cp-shop.sales", rev="")
+    other, _ = connect()
+    properties, checkpoints = await other.open("_default", "shop.sales", "nothing")
+    assert checkpoints == [{}, {"local": 7, "rev": "1-cc"}, None]
+    assert properties == {"uuid": str(database.id)}
+
+
+async def test_where_a_collection_is_unknown_others_may_be_named(client):
+    _, checkpoints = await client.open("nothing")
+    assert checkpoints == [None]
+    _, checkpoints = await client.open("_default")
+    assert checkpoints == [{}]
+
+
+async def test_collections_are_named_first(client):
+    for profile in ("getCheckpoint", "subChanges", "proposeChanges", "rev", "setCheckpoint"):
+        body = [] if profile == "proposeChanges" else {}
+        properties = {"client": "cp", "id": "a", "rev": str(version(1))}
+        assert await client.refusal(profile, body, **properties) == ("HTTP", 400)
+
+
+async def test_collections_are_named_once(client):
+    await client.open()
+    body = {"collections": ["shop.sales"], "checkpoint_ids": ["cp"]}
+    assert await client.refusal("getCollections", body) == ("HTTP", 400)
+
+
+async def test_a_collection_is_named_once(client):
+    body = {"collections": ["_default", "_default"], "checkpoint_ids": ["cp-1", "cp-2"]}
+    assert await client.refusal("getCollections", body) == ("HTTP", 400)
+
+
+async def test_a_copy_of_this_very_database_is_refused(client, database):
+    body = {"collections": ["_default"], "checkpoint_ids": ["cp"]}
+    refusal = await client.refusal("getCollections", body, uuid=str(database.id))
+    assert refusal == ("HTTP", 409)
+
+
+async def test_before_collections_a_peer_begins_with_the_checkpoint_of_the_default_one(client):
+    properties = {"collection": None, "client": "cp"}
+    assert await client.refusal("getCheckpoint", **properties) == ("HTTP", 404)
+    replied, _ = await client.ask("setCheckpoint", {"local": 1}, **properties)
+    assert replied == {"rev": "1-cc"}
+    replied, body = await client.ask("getCheckpoint", **properties)
+    assert (replied, body) == ({"rev": "1-cc"}, {"local": 1})
+
+
+async def test_a_peer_of_before_collections_is_not_told_of_them(client, notes):
+    await notes.put("a", {})
+    client.wants_all = True
+    assert await client.refusal("getCheckpoint", collection=None, client="cp") == ("HTTP", 404)
+    await client.ask("subChanges", collection=None)
+    await wait_all_tasks_blocked()
+    assert [said.properties["Profile"] for said in client.heard] == ["changes", "changes", "rev"]
+    assert not any("collection" in said.properties for said in client.heard)
+
+
+@pytest.mark.parametrize("collection", [1, 999_999])
+async def test_a_collection_that_was_not_named_is_refused(client, collection):
+    await client.open()
+    refusal = await client.refusal("getCheckpoint", collection=collection, client="cp")
+    assert refusal == ("HTTP", 400)
+
+
+async def test_a_message_that_nobody_knows_is_refused_as_such(client):
+    await client.open()
+    assert await client.refusal("getRev") == ("BLIP", 404)
+
+
+async def test_to_offer_changes_is_for_passive_peers(client):
+    await client.open()
+    rows = [[1, "a", str(version(1))]]
+    assert await client.refusal("changes", rows) == ("BLIP", 409)
+
+
+# --- Checkpoints ----------------------------------------------------------------------------------
+
+
+async def test_a_checkpoint_is_replaced_by_who_knows_its_revision(client):
+    await client.open()
+    assert await client.refusal("getCheckpoint", client="cp") == ("HTTP", 404)
+    for rev, following in (("", "1-cc"), ("1-cc", "2-cc"), ("2-cc", "3-cc")):
+        replied, _ = await client.ask("setCheckpoint", {"from": rev}, client="cp", rev=rev)
+        assert replied == {"rev": following}
+    replied, body = await client.ask("getCheckpoint", client="cp")
+    assert (replied, body) == ({"rev": "3-cc"}, {"from": "2-cc"})
+
+
+@pytest.mark.parametrize("rev", ["", "0-cc", "2-cc", "1", "nonsense"])
+async def test_a_checkpoint_is_not_replaced_by_who_does_not(client, rev):
+    await client.open()
+    await client.ask("setCheckpoint", {"local": 1}, client="cp")
+    assert await client.refusal("setCheckpoint", {}, client="cp", rev=rev) == ("HTTP", 409)
+    _, body = await client.ask("getCheckpoint", client="cp")
+    assert body == {"local": 1}
+
+
+async def test_a_first_checkpoint_has_no_revision_to_name(client):
+    await client.open()
+    assert await client.refusal("setCheckpoint", {}, client="cp", rev="1-cc") == ("HTTP", 409)
+
+
+# --- Being pulled from ----------------------------------------------------------------------------
+
+
+async def test_a_subscriber_is_offered_everything_and_sent_what_it_wants(client, notes, server):
+    await notes.put("a", {"n": 1})
+    await notes.put("b", {"n": 2})
+    await client.open()
+    client.wants_all = True
+    await client.ask("subChanges")
+    await wait_all_tasks_blocked()
+    a, b = notes.get("a").version, notes.get("b").version
+    assert client.offers() == [[[1, "a", str(a), 0, 4], [2, "b", str(b), 0, 4]], []]
+    assert client.revisions() == {"a": {"n": 1}, "b": {"n": 2}}
+    assert server.journal.statistics().documents_pushed == 2
+    assert not server.session.busy
+
+
+@pytest.mark.parametrize("running", ["false", "true"])
+@pytest.mark.parametrize("following", ["false", "true"])
+async def test_one_subscription_to_a_collection_runs_at_a_time(client, notes, running, following):
+    await notes.put("a", {})
+    client.answers = False
+    await client.open("_default", "shop.sales")
+    await client.ask("subChanges", continuous=running)
+    assert await client.refusal("subChanges", continuous=following) == ("HTTP", 500)
+    await client.ask("subChanges", collection=1)
+
+
+async def test_after_a_one_shot_subscription_has_ended_another_one_may_follow(client, notes):
+    await notes.put("a", {})
+    await client.open()
+    for _ in range(2):
+        await client.ask("subChanges")
+        await wait_all_tasks_blocked()
+    assert client.offered() == [["a"], [], ["a"], []]
+
+
+async def test_what_is_offered_can_be_narrowed(client, notes):
+    for name in "abcd":
+        await notes.put(name, {})
+    await notes.delete("b")
+    await client.open()
+    body = {"docIDs": ["b", "c", "d", "x"]}
+    await client.ask("subChanges", body, since="3", activeOnly="true", batch="1")
+    await wait_all_tasks_blocked()
+    assert client.offered() == [["d"], []]
+
+
+async def test_batches_are_as_large_as_asked_for(client, notes):
+    for name in "abcde":
+        await notes.put(name, {})
+    await client.open()
+    await client.ask("subChanges", batch="2")
+    await wait_all_tasks_blocked()
+    assert client.offered() == [["a", "b"], ["c", "d"], ["e"], []]
+
+
+async def test_a_continuous_subscriber_hears_of_what_is_written_later(client, notes):
+    await client.open()
+    await client.ask("subChanges", continuous="true")
+    await wait_all_tasks_blocked()
+    await notes.put("a", {})
+    await wait_all_tasks_blocked()
+    await notes.delete("a")
+    await wait_all_tasks_blocked()
+    assert [rows for rows in client.offered() if rows] == [["a"], ["a"]]
+    assert client.offers()[-2][0][3] == 1
+
+
+async def test_what_a_subscriber_pushed_itself_is_offered_and_not_sent_unasked(client):
+    await client.open()
+    await client.send_revision("a", version(1))
+    await client.ask("subChanges")
+    await wait_all_tasks_blocked()
+    assert client.offered() == [["a"], []]
+    assert client.revisions() == {}
+
+
+# --- Being pushed to ------------------------------------------------------------------------------
+
+
+async def test_a_new_document_is_wanted_and_stored(client, notes, server):
+    await client.open()
+    assert await client.propose(["a", version(1), ""]) == []
+    assert await client.send_revision("a", version(1), {"n": 1}) == {}
+    assert notes.get("a").body == {"n": 1}
+    statistics = server.journal.statistics()
+    assert (statistics.documents_offered, statistics.documents_pulled) == (1, 1)
+
+
+async def test_a_new_revision_is_wanted_by_who_knows_the_current_one(client, notes):
+    await client.open()
+    await client.send_revision("a", version(1))
+    assert await client.propose(["a", version(2), version(1)]) == []
+    await client.send_revision("a", version(2), {"n": 2})
+    assert notes.get("a").body == {"n": 2}
+
+
+async def test_proposals_are_answered_in_order(client, notes):
+    mine = (await notes.put("c", {})).version
+    await client.open()
+    for name in "ab":
+        await client.send_revision(name, version(1))
+    answers = await client.propose(
+        ["a", version(1), ""],
+        ["new", version(1), ""],
+        ["b", version(2), version(1)],
+        ["c", version(1), ""],
+        ["c", version(1), version(-1)],
+        ["a", version(2), version(0)],
+        ["other", version(1), ""],
+    )
+    conflict = {"status": 409, "rev": str(mine)}
+    assert answers == [304, 0, 0, conflict, conflict, {"status": 409, "rev": str(version(1))}]
+
+
+async def test_a_conflict_is_told_with_the_whole_vector(client, notes):
+    await client.open()
+    await client.send_revision("a", version(1))
+    mine = await notes.put("a", {})
+    [answer] = await client.propose(["a", version(2), version(1)])
+    assert answer["status"] == 409
+    assert VersionVector.parse(answer["rev"]) == mine.revision.vector
+    assert version(1) in mine.revision.vector.previous
+
+
+async def test_a_revision_in_conflict_is_refused(client, notes, server):
+    await notes.put("a", {"mine": True})
+    await client.open()
+    refusal = await client.refusal("rev", {}, id="a", rev=str(version(2)), sequence="1")
+    assert refusal == ("HTTP", 409)
+    assert notes.get("a").body == {"mine": True}
+    [event] = server.journal.failures
+    assert (event.document_id, event.error.status) == ("a", 409)
+
+
+async def test_a_revision_that_is_here_already_is_not_stored_again(client, notes, server):
+    await client.open()
+    await client.send_revision("a", version(1), {"n": 1})
+    assert await client.send_revision("a", version(1), {"n": 1}) == {"noop": "true"}
+    assert notes.last_sequence == 1
+    assert server.journal.statistics().documents_pulled == 1
+
+
+async def test_a_tombstone_is_stored(client, notes):
+    await client.open()
+    await client.send_revision("a", version(1), {"n": 1})
+    await client.send_revision("a", version(2), deleted="1")
+    assert notes.get("a") is None
+    assert notes.get("a", deleted=True).version == version(2)
+
+
+async def test_of_concurrent_edits_of_one_document_the_latest_stands(client, notes):
+    await client.open()
+    async with trio.open_nursery() as nursery:
+        for n in range(1, 6):
+            nursery.start_soon(client.send_revision, "a", version(n), {"n": n})
+    assert notes.get("a").body == {"n": 5}
+
+
+async def test_a_document_deleted_here_is_written_anew_by_who_never_knew_it(client, notes):
+    await client.open()
+    await client.send_revision("a", version(1))
+    tombstone = await notes.delete("a")
+    newer = Version(tombstone.version.time + 5, BOB)
+    assert await client.propose(["a", newer, ""]) == []
+    await client.send_revision("a", newer, {"n": 2})
+    document = notes.get("a")
+    assert document.body == {"n": 2}
+    assert document.revision.has(newer)
+    assert document.revision.has(tombstone.version)
+
+
+async def test_a_revision_older_than_the_tombstone_does_not_revive_it(client, notes):
+    await notes.put("a", {})
+    await notes.delete("a")
+    await client.open()
+    [answer] = await client.propose(["a", version(-5), ""])
+    assert answer["status"] == 409
+
+
+async def test_a_promise_that_is_withdrawn_revives_nothing(client, notes):
+    await client.open()
+    await client.send_revision("a", version(1))
+    tombstone = await notes.delete("a")
+    newer = Version(tombstone.version.time + 5, BOB)
+    assert await client.propose(["a", newer, ""]) == []
+    client.tell("norev", id="a", rev=str(newer), sequence="1", error="404")
+    refusal = await client.refusal("rev", {}, id="a", rev=str(newer), sequence="1")
+    assert refusal == ("HTTP", 409)
+
+
+async def test_a_version_from_the_future_may_come_again_later(client, notes, server):
+    future = version(limits.CLOCK_SKEW_NS_MAX + 10**9)
+    await client.open()
+    refusal = await client.refusal("rev", {}, id="a", rev=str(future), sequence="1")
+    assert refusal == ("HTTP", 429)
+    assert notes.count == 0
+    assert server.error is None
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"{", 400),
+        (b"[]", 400),
+        ({"_id": "a"}, 400),
+        ({"photo": {"@type": "blob", "digest": "sha1-AAAA"}}, 404),
+    ],
+)
+async def test_a_revision_that_cannot_be_stored_is_refused_alone(client, notes, body, status):
+    await client.open()
+    refusal = await client.refusal("rev", body, id="a", rev=str(version(1)), sequence="1")
+    assert refusal == ("HTTP", status)
+    await client.send_revision("b", version(1))
+    assert notes.get("b") is not None
+
+
+async def test_a_collection_is_written_to_by_its_index(client, database, notes):
+    await client.open("_default", "shop.sales")
+    properties = {"id": "a", "rev": str(version(1)), "sequence": "1"}
+    await client.ask("rev", {"in": "sales"}, collection=1, **properties)
+    assert notes.get("a") is None
+    assert database.collection("shop.sales").get("a").body == {"in": "sales"}
+
+
+@pytest.mark.parametrize(("limit", "answers"), [(1, [304]), (2, [])])
+async def test_proposals_wait_while_too_much_is_still_to_be_stored(
+    client, monkeypatch, limit, answers
+):
+    monkeypatch.setattr(limits, "REVISIONS_REQUESTED_MAX", limit)
+    await client.open()
+    rows = [["a", str(version(1)), ""]]
+    properties = {"id": "a", "rev": str(version(1)), "sequence": "1"}
+    client.peer.begin(client.message("rev", {}, 0, properties, False))
+    # Sent right behind the revision; once that is stored the answer is that it is held.
+    _, answered = await client.ask("proposeChanges", rows)
+    assert answered == answers
+
+
+# --- What wants no reply --------------------------------------------------------------------------
+
+
+async def test_what_wants_no_reply_is_done_without_one(client, notes):
+    await client.open()
+    told = [
+        *client.tell("rev", {"n": 1}, id="a", rev=str(version(1)), sequence="1"),
+        *client.tell("rev", b"{", id="b", rev=str(version(1)), sequence="1"),
+        *client.tell("proposeChanges", []),
+        *client.tell("setCheckpoint", {}, client="cp"),
+        *client.tell("nonsense"),
+    ]
+    await wait_all_tasks_blocked()
+    assert told == []
+    assert notes.get("a").body == {"n": 1}
+    replied, _ = await client.ask("getCheckpoint", client="cp")
+    assert replied == {"rev": "1-cc"}
+
+
+# --- The end --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("code", "status"), [(1000, None), (1001, None), (4001, 4001)])
+async def test_a_goodbye_ends_the_session(client, server, code, status):
+    await client.open()
+    await client.ask("subChanges", continuous="true")
+    await client.transport.aclose(code)
+    await wait_all_tasks_blocked()
+    assert server.ended
+    assert (server.error and server.error.status) == status
+
+
+async def test_a_lost_connection_ends_every_task_of_the_session(client, server, notes):
+    await notes.put("a", {})
+    await client.open()
+    await client.ask("subChanges", continuous="true")
+    client.peer.begin(client.message("setCheckpoint", {}, 0, {"client": "cp"}, False))
+    client.transport.cut()
+    await wait_all_tasks_blocked()
+    assert server.ended
+    assert (server.error.status, server.error.retryable) == (1006, True)
+    moved = server.journal.statistics()
+    assert moved.wire_bytes_sent > 0
+    assert moved.wire_bytes_received > 0
+
+
+async def test_a_peer_that_breaks_the_protocol_ends_the_session(connect):
+    client, server = connect()
+    await client.open()
+    await client.transport.send(b"\x80")
+    await wait_all_tasks_blocked()
+    assert server.ended
+    assert not server.error.retryable
+
+
+async def test_a_session_counts_as_a_connection_once_it_is_open(client, server):
+    await client.open("nothing")
+    assert server.journal.statistics().connections == 0
+    await client.open("_default")
+    assert server.journal.statistics().connections == 1

@@ -1,0 +1,388 @@
+"""A peer: requests and replies over a transport, and what becomes of them when it ends."""
+
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from trio_p2p import limits
+from trio_p2p.blip import Message
+from trio_p2p.errors import ConnectionLostError, PeerError, RemoteProtocolError
+from trio_p2p.peer import Peer
+from trio_p2p.transport.memory import Faults, memory_transport_pair
+
+LARGE = bytes(range(256)) * 4_000
+
+
+class Side:
+    """A peer that notes what it is asked and how its connection ended."""
+
+    def __init__(self, transport, **options):
+        self.transport = transport
+        self.peer = Peer(transport, **options)
+        self.asked = []
+        self.answer = lambda number, message: None
+        self.ended = None
+
+    async def run(self):
+        try:
+            await self.peer.run(self._on_request)
+        except (ConnectionLostError, RemoteProtocolError) as exc:
+            self.ended = exc
+
+    def _on_request(self, number, message):
+        self.asked.append(message)
+        self.answer(number, message)
+
+    def echo(self):
+        """Answer every request with its own body."""
+        self.answer = lambda number, message: self.peer.reply(number, Message({}, message.body))
+
+
+@asynccontextmanager
+async def open_sides(faults=None, **options):
+    sides = [Side(transport, **options) for transport in memory_transport_pair(faults=faults)]
+    async with trio.open_nursery() as nursery:
+        for side in sides:
+            nursery.start_soon(side.run)
+        yield sides
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def sides():
+    async with open_sides() as sides:
+        yield sides
+
+
+@pytest.fixture
+def ours(sides):
+    return sides[0]
+
+
+@pytest.fixture
+def theirs(sides):
+    return sides[1]
+
+
+def asking(body=b"", **flags):
+    return Message({"Profile": "echo"}, body, **flags)
+
+
+async def outcome_of(request, *args):
+    """What a request returns or raises."""
+    try:
+        return await request(*args)
+    except (PeerError, ConnectionLostError) as exc:
+        return exc
+
+
+# --- Requests and replies -------------------------------------------------------------------------
+
+
+async def test_a_request_arrives_as_it_was_sent_and_so_does_its_reply(ours, theirs):
+    sent = Message({"Profile": "greet", "name": "Zoë"}, b"body", urgent=True, compressed=True)
+    reply = Message({"kind": "wave"}, b"back", urgent=True, compressed=True)
+    theirs.answer = lambda number, message: theirs.peer.reply(number, reply)
+    assert await ours.peer.request(sent) == reply
+    assert theirs.asked == [sent]
+
+
+async def test_replies_find_their_requests_in_whatever_order_they_come(ours, theirs):
+    numbers = []
+    theirs.answer = lambda number, message: numbers.append((number, message.body))
+    pending = [ours.peer.begin(asking(body)) for body in (b"a", b"b", b"c")]
+    await wait_all_tasks_blocked()
+    for number, body in reversed(numbers):
+        theirs.peer.reply(number, Message({}, body.upper()))
+        await wait_all_tasks_blocked()
+    assert [(await one.wait()).body for one in pending] == [b"A", b"B", b"C"]
+
+
+async def test_requests_arrive_in_the_order_in_which_they_were_queued(ours, theirs):
+    for n in range(300):
+        ours.peer.send(asking(b"%d" % n, urgent=n % 3 == 0))
+    await wait_all_tasks_blocked()
+    assert [message.body for message in theirs.asked] == [b"%d" % n for n in range(300)]
+
+
+async def test_a_refusal_is_an_error(ours, theirs):
+    theirs.answer = lambda number, _: theirs.peer.refuse(number, "HTTP", 503, "come back later")
+    with pytest.raises(PeerError) as caught:
+        await ours.peer.request(asking())
+    error = caught.value
+    assert (error.domain, error.code, error.text) == ("HTTP", 503, "come back later")
+    assert error.retryable
+
+
+async def test_a_request_that_wants_no_reply_arrives_all_the_same(ours, theirs):
+    ours.peer.send(asking(no_reply=True))
+    await wait_all_tasks_blocked()
+    assert theirs.asked == [asking(no_reply=True)]
+
+
+async def test_a_callback_gets_the_reply_or_what_came_in_its_place_once(ours, theirs):
+    theirs.answer = lambda number, message: (
+        theirs.peer.reply(number, message)
+        if message.body == b"good"
+        else theirs.peer.refuse(number, "HTTP", 404)
+    )
+    told = []
+    for body in (b"good", b"bad"):
+        ours.peer.send(asking(body), told.append)
+    await wait_all_tasks_blocked()
+    ours.transport.cut()
+    await wait_all_tasks_blocked()
+    reply, error = told
+    assert reply.body == b"good"
+    assert (error.domain, error.code) == ("HTTP", 404)
+
+
+async def test_the_late_reply_to_a_cancelled_request_is_dropped(ours, theirs):
+    numbers = []
+    theirs.answer = lambda number, message: numbers.append(number)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ours.peer.request, asking())
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    theirs.peer.reply(numbers[0], Message({}, b"late"))
+    theirs.echo()
+    assert (await ours.peer.request(asking(b"next"))).body == b"next"
+
+
+async def test_bytes_are_counted_on_both_sides(ours, theirs):
+    theirs.echo()
+    await ours.peer.request(asking(LARGE))
+    await wait_all_tasks_blocked()
+    assert ours.peer.bytes_sent == theirs.peer.bytes_received > len(LARGE)
+    assert theirs.peer.bytes_sent == ours.peer.bytes_received > len(LARGE)
+
+
+@pytest.mark.parametrize("compression", [True, False])
+async def test_compression_can_be_turned_off(compression):
+    async with open_sides(compression=compression) as (ours, theirs):
+        theirs.echo()
+        assert (await ours.peer.request(asking(LARGE, compressed=True))).body == LARGE
+        assert (ours.peer.bytes_sent < len(LARGE)) == compression
+
+
+async def test_two_busy_sides_never_wait_for_each_other():
+    """Much more is under way in both directions than the channels between them hold."""
+    answered = []
+
+    async def ask(side, body):
+        answered.append((await side.peer.request(asking(body))).body == body)
+
+    async with open_sides() as sides:
+        for side in sides:
+            side.echo()
+        async with trio.open_nursery() as nursery:
+            for side in sides:
+                for n in range(20):
+                    nursery.start_soon(ask, side, LARGE[n : 100_000 * n])
+    assert answered == [True] * 40
+
+
+async def test_a_peer_that_answers_slowly_holds_up_nobody_else(ours, theirs):
+    def answer(number, message):
+        if message.body != b"slow":
+            theirs.peer.reply(number, message)
+
+    theirs.answer = answer
+    slow = ours.peer.begin(asking(b"slow"))
+    for _ in range(10):
+        await ours.peer.request(asking(LARGE))
+    ours.transport.cut()
+    with pytest.raises(ConnectionLostError):
+        await slow.wait()
+
+
+# --- Flushing -------------------------------------------------------------------------------------
+
+
+class Gate:
+    """A transport whose sending side can be shut; of what it sends only the count matters."""
+
+    def __init__(self):
+        self.open = trio.Event()
+        self.messages_sent = 0
+
+    async def send_all(self, messages):
+        await self.open.wait()
+        self.messages_sent += len(messages)
+
+    async def receive(self):
+        await trio.sleep_forever()
+
+
+async def flush(side, flushed):
+    await side.peer.flush()
+    flushed.append(side)
+
+
+async def test_flushing_waits_until_the_transport_has_taken_everything(nursery):
+    gate = Gate()
+    side, flushed = Side(gate), []
+    nursery.start_soon(side.run)
+    for _ in range(3):
+        side.peer.send(asking(b"body"))
+    # Each of several tasks may wait for it.
+    nursery.start_soon(flush, side, flushed)
+    await wait_all_tasks_blocked()
+    nursery.start_soon(flush, side, flushed)
+    await wait_all_tasks_blocked()
+    assert flushed == []
+    gate.open.set()
+    await wait_all_tasks_blocked()
+    assert flushed == [side, side]
+    assert gate.messages_sent == 3
+    nursery.cancel_scope.cancel()
+
+
+async def test_flushing_waits_for_what_the_window_of_a_message_holds_back(nursery):
+    gate = Gate()
+    gate.open.set()
+    side, flushed = Side(gate), []
+    nursery.start_soon(side.run)
+    side.peer.send(asking(LARGE))
+    nursery.start_soon(flush, side, flushed)
+    await wait_all_tasks_blocked()
+    assert side.peer.bytes_sent < 2 * limits.UNACKNOWLEDGED_BYTES_MAX < len(LARGE)
+    assert flushed == []
+    nursery.cancel_scope.cancel()
+
+
+async def test_flushing_a_large_message_ends_once_all_of_it_is_out(ours, theirs):
+    ours.peer.send(asking(LARGE))
+    await ours.peer.flush()
+    assert ours.peer.bytes_sent > len(LARGE)
+
+
+async def test_there_is_nothing_to_flush_at_first(ours):
+    await ours.peer.flush()
+
+
+async def test_flushing_ends_with_the_connection(ours, theirs, nursery):
+    flushed = []
+    theirs.transport.cut()
+    ours.peer.send(asking())
+    nursery.start_soon(flush, ours, flushed)
+    await wait_all_tasks_blocked()
+    assert flushed == [ours]
+    await ours.peer.flush()
+
+
+# --- The end --------------------------------------------------------------------------------------
+
+
+async def test_the_end_of_the_connection_fails_each_request_with_an_error_of_its_own(ours, theirs):
+    errors = []
+
+    async def ask():
+        errors.append(await outcome_of(ours.peer.request, asking()))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(ask)
+        await wait_all_tasks_blocked()
+        await theirs.transport.aclose(4001, "restarting")
+    assert [(type(error), error.code) for error in errors] == [(ConnectionLostError, 4001)] * 3
+    assert len(set(map(id, errors))) == 3
+    assert (ours.ended.code, ours.ended.reason) == (4001, "restarting")
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 4002])
+async def test_a_goodbye_tells_its_code(ours, theirs, code):
+    await theirs.transport.aclose(code)
+    await wait_all_tasks_blocked()
+    assert (type(ours.ended), ours.ended.code) == (ConnectionLostError, code)
+
+
+async def test_whatever_is_asked_after_the_end_fails_at_once(ours, theirs):
+    theirs.transport.cut()
+    await wait_all_tasks_blocked()
+    told = []
+    ours.peer.send(asking(), told.append)
+    assert [type(error) for error in told] == [ConnectionLostError]
+    ours.peer.send(asking(no_reply=True))
+    first = await outcome_of(ours.peer.request, asking())
+    second = await outcome_of(ours.peer.request, asking())
+    assert (first.code, second.code) == (1006, 1006)
+    assert first is not second
+
+
+async def test_an_answer_after_the_end_is_dropped(ours, theirs):
+    numbers = []
+    theirs.answer = lambda number, message: numbers.append(number)
+    for _ in range(2):
+        ours.peer.begin(asking())
+    await wait_all_tasks_blocked()
+    ours.transport.cut()
+    await wait_all_tasks_blocked()
+    theirs.peer.reply(numbers[0], Message({}))
+    theirs.peer.refuse(numbers[1], "HTTP", 404)
+
+
+async def test_ending_it_here_fails_the_requests(nursery):
+    side = Side(memory_transport_pair()[0])
+    pending = side.peer.begin(asking())
+    with trio.CancelScope() as scope:
+        nursery.start_soon(wait_and_cancel, scope)
+        await side.run()
+    with pytest.raises(ConnectionLostError):
+        await pending.wait()
+    assert side.ended is None
+
+
+async def wait_and_cancel(scope):
+    await wait_all_tasks_blocked()
+    scope.cancel()
+
+
+async def test_a_link_that_is_cut_while_sending_ends_both_sides():
+    async with open_sides(Faults(cut_after_messages=5)) as (ours, theirs):
+        ours.peer.send(asking(LARGE))
+        await wait_all_tasks_blocked()
+        assert (ours.ended.code, theirs.ended.code) == (1006, 1006)
+
+
+NONSENSE = {
+    "an empty frame": b"",
+    "no header": b"\x80",
+    "a request out of order": b"\x07\x00\x00\x00\x00\x00\x00",
+    "a reply to no request": b"\x09\x01\x00\x00\x00\x00\x00",
+    "a wrong checksum": b"\x01\x00\x00\x01\x02\x03\x04",
+}
+
+
+@pytest.mark.parametrize("frame", NONSENSE.values(), ids=NONSENSE)
+async def test_a_peer_that_breaks_the_protocol_ends_the_connection(nursery, frame):
+    transport, far_end = memory_transport_pair()
+    side = Side(transport)
+    pending = side.peer.begin(asking())
+    nursery.start_soon(side.run)
+    await far_end.send(frame)
+    await wait_all_tasks_blocked()
+    assert type(side.ended) is RemoteProtocolError
+    with pytest.raises(ConnectionLostError) as caught:
+        await pending.wait()
+    assert caught.value.code == 1002
+    assert not caught.value.retryable
+
+
+async def test_what_a_handler_raises_is_not_hidden():
+    transport, far_end = memory_transport_pair()
+    side, other = Side(transport), Side(far_end)
+
+    def fail(number, message):
+        raise KeyError("bug")
+
+    side.answer = fail
+    other.peer.send(asking())
+    with pytest.RaisesGroup(KeyError, flatten_subgroups=True):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(side.run)
+            nursery.start_soon(other.run)
+    with pytest.raises(ConnectionLostError):
+        await side.peer.request(asking())
