@@ -288,15 +288,22 @@ async def test_a_document_that_fails_is_told_and_the_others_arrive(cli: CommandL
     assert error == {"direction": "pull", "collection": "_default", "document_id": "later"}
 
 
+async def documents_told(syncing: Running) -> int:
+    """The number in the next line of progress; there is one about every 5,000 documents."""
+    line = await syncing.messages.find("documents: ")
+    return int(line.split()[1].replace(",", ""))
+
+
 async def test_a_killed_sync_goes_on_near_where_it_was(cli: CommandLine) -> None:
     write_cities(cli.directory / "cities.jsonl", 30_000)
     await cli.run("import", "shop.p2p", "cities.jsonl")
     async with cli.listening("shop.p2p") as (_, url):
         sync = ["sync", "till.p2p", url, *ACCESS, "--pull"]
         async with cli.open(*sync) as syncing:
-            await syncing.messages.find("documents: 15,")
+            while await documents_told(syncing) < 15_000:
+                pass
             assert await syncing.end(signal.SIGKILL) == -signal.SIGKILL
         output, _ = await cli.run(*sync, "--json")
     result = orjson.loads(output)
-    assert 10_000 <= result["statistics"]["documents_offered"] <= 20_000
+    assert 0 < result["statistics"]["documents_offered"] <= 20_000
     assert "Equal: 30,000 documents." in (await cli.run("compare", "shop.p2p", "till.p2p"))[1]
