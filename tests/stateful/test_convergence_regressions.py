@@ -12,7 +12,7 @@ from trio_p2p.testing.witness import Witness
 
 
 @pytest.fixture
-async def fleet(tmp_path, autojump_clock, nursery):
+async def fleet(tmp_path, nursery):
     nodes = [Node(number, tmp_path / str(number), skew_s=0) for number in range(3)]
     witness = Witness()
     with witness.watching():
@@ -23,7 +23,9 @@ async def fleet(tmp_path, autojump_clock, nursery):
         nursery.cancel_scope.cancel()
 
 
-async def test_a_deletion_from_before_the_first_pull_still_reaches_the_document(fleet):
+async def test_a_deletion_from_before_the_first_pull_still_reaches_the_document(
+    fleet, autojump_clock
+):
     """An empty node pulls; what was deleted there comes to it, alive, from a third node."""
     node, origin, deleter = fleet.nodes
     await fleet.put(origin, "a", {"x": 1})
@@ -59,7 +61,7 @@ async def test_a_peer_that_wants_no_tombstones_learns_of_later_deletions(
     assert node.collection.get("a") is None
 
 
-async def test_many_replications_between_two_nodes_save_their_checkpoints(fleet):
+async def test_many_replications_between_two_nodes_save_their_checkpoints(fleet, autojump_clock):
     """They share one checkpoint, and each may find that another one saved it just now."""
     node, other, _ = fleet.nodes
     await fleet.put(node, "a", {"x": 1})

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from trio_p2p import limits
-from trio_p2p.errors import PeerError
+from trio_p2p.errors import PeerError, ReplicationError
 from trio_p2p.replication.checkpoint import Checkpoint, RemoteSequences
 from trio_p2p.replication.knowledge import RemoteKnowledge
 from trio_p2p.replication.link import Link
@@ -58,7 +58,8 @@ class Checkpointer:
     async def save(self) -> None:
         """Save what is done now.
 
-        Raises: PeerError, ConnectionLostError. Cancelling: the checkpoint saved before stays valid.
+        Raises: PeerError, ConnectionLostError; ReplicationError, retryable, if others saved theirs
+        each time. Cancelling: the checkpoint saved before stays valid.
         """
         self.checkpoint.remote = self.sequences.reached
         saved = Checkpoint(self.checkpoint.local.copy(), self.checkpoint.remote)
@@ -76,16 +77,21 @@ class Checkpointer:
 
     async def _save_remotely(self, body: bytes) -> None:
         profile, index = self._link.profile, self._link.index
-        for attempts_left in reversed(range(limits.CHECKPOINT_ATTEMPTS_MAX)):
+        for _ in range(limits.CHECKPOINT_ATTEMPTS_MAX):
             try:
                 self._revision = await profile.set_checkpoint(index, self._id, self._revision, body)
                 return
             except PeerError as exc:
-                if exc.code != 409 or not attempts_left:
+                if exc.code != 409:
                     raise
             # Another replication between the same databases saved its own meanwhile.
             held = await profile.get_checkpoint(index, self._id)
             self._revision = held.revision if held else ""
+        raise ReplicationError(
+            "other replications were always faster to save the checkpoint",
+            status=409,
+            retryable=True,
+        )
 
     def _agree(self, held: HeldCheckpoint) -> tuple[Checkpoint, Checkpoint]:
         """Where to start, and what counts as saved: what both copies agree on."""

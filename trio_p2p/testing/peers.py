@@ -73,7 +73,7 @@ class Node:
     @property
     def is_open(self) -> bool:
         """Whether its database is open: not so for a moment after a crash."""
-        return self._opened.is_set()
+        return self._opened.is_set() and not self.database.engine.closed
 
     def clock(self) -> int:
         """Its wall clock in nanoseconds."""
@@ -290,7 +290,7 @@ class Fleet:
                 break
         else:
             raise AssertionError("the nodes do not settle")
-        self._check_settled()
+        self._check_settled({active for active, _ in links})
 
     async def _wait_open(self, *nodes: Node) -> None:
         """Wait until all are open at once: one may crash while another is waited for."""
@@ -341,11 +341,15 @@ class Fleet:
         for name, revision in found.items():
             assert _face(revision) == _face(expected[name]), (name, node, found, first, expected)
 
-    def _check_settled(self) -> None:
+    def _check_settled(self, active: set[Node]) -> None:
         for node in self.nodes:
             self._check_same(node)
-            for name in node.revisions():
-                assert not node.waiting(name), (node, name)
+            for name, revision in node.revisions().items():
+                # Where nobody resolves any more, what waits may stay; but it must be of no matter.
+                waiting = node.waiting(name)
+                assert not (waiting and node in active), (node, name)
+                for other in waiting:
+                    assert self._witness.covers(name, [revision], other.version), (node, other)
         for name, version in self._written:
             self._check_covers(self.nodes[0], name, version)
 

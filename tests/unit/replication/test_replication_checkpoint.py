@@ -16,7 +16,10 @@ OURS = UUID(int=1)
 sequence_sets = st.lists(st.integers(0, 60)).map(lambda done: SequenceSet((n, n + 1) for n in done))
 # What a peer may name a sequence by: any JSON, as its text.
 plain_values = st.one_of(
-    st.integers(-(2**63), 2**63 - 1), st.text(), st.booleans(), st.floats(allow_nan=False)
+    st.integers(-(2**63), 2**63 - 1),
+    st.text(),
+    st.booleans(),
+    st.floats(allow_nan=False, allow_infinity=False),
 )
 remote_values = st.one_of(plain_values, st.lists(plain_values, max_size=3))
 remotes = st.none() | remote_values.map(lambda value: orjson.dumps(value).decode())
