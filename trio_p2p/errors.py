@@ -7,6 +7,7 @@
     ├─ StoreError
     │  ├─ DatabaseNotFoundError             no database at this path
     │  ├─ DatabaseBusyError                 the directory is already open
+    │  ├─ DatabaseExistsError               something stands where a backup is to go
     │  ├─ DuplicateDatabaseError            two peers hold copies with one identity: renew one
     │  ├─ StoreClosedError                  the database was closed meanwhile
     │  ├─ StoreFullError                    the size limit was reached: delete something or raise it
@@ -75,6 +76,10 @@ class DatabaseNotFoundError(StoreError):
 
 class DatabaseBusyError(StoreError):
     """The database directory is already open, here or in another process."""
+
+
+class DatabaseExistsError(StoreError):
+    """Something stands at the path where a backup is to be made."""
 
 
 class DuplicateDatabaseError(StoreError):

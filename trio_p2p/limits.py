@@ -31,10 +31,23 @@ CLOCK_SKEW_NS_MAX: Final = 120 * 10**9
 
 # Address space reserved for one database; the file is sparse and grows as documents come.
 MAP_SIZE_BYTES_DEFAULT: Final = 64 * 2**30
+# What is mapped beyond a size limit, so that deleting and checkpoints still work when it is
+# reached: a share of the limit, and room for a few of the largest bodies with their copies.
+MAP_RESERVE_SHARE: Final = 16
+MAP_RESERVE_BYTES_MIN: Final = 64 * MIB
+# By how much a record may let the tables grow beyond its own size: a page left half empty at each
+# level of two trees, generously.
+RECORD_GROWTH_BYTES_MAX: Final = 128 * 1024
 # Jobs that one commit carries at most: bounds how long a writer waits behind others.
 COMMIT_JOBS_MAX: Final = 256
 # Jobs that may wait for the writer before callers are held back.
 WRITER_QUEUE_JOBS_MAX: Final = 1024
+# Records that one transaction of the janitor removes (some milliseconds), and how long it may sleep
+# at most, since the wall clock may jump.
+TIDY_RECORDS: Final = 500
+TIDY_INTERVAL_S: Final = 60.0
+# What a power cut may take with it where commits do not wait for the disk.
+SYNC_INTERVAL_S: Final = 1.0
 # Documents or changes read in one snapshot before other tasks get a turn (about a millisecond).
 SCAN_SLICE_ROWS: Final = 200
 # Bodies read in one snapshot: a slice of large documents ends earlier.

@@ -70,6 +70,13 @@ def set_peer(txn: WriteTransaction, client: str, expected_revision: str, body: b
     return _revision(generation + 1)
 
 
+def forget_all(txn: WriteTransaction) -> None:
+    """Forget all checkpoints, so that whoever replicates starts over."""
+    tables = txn.tables
+    for table in (tables.local_checkpoints, tables.peer_checkpoints, tables.checkpoint_uses):
+        txn.raw.drop(table, delete=False)
+
+
 def _revision(generation: int) -> str:
     return f"{generation}-cc" if generation else ""
 

@@ -23,7 +23,9 @@ def add(
         if order is Order.NEWER:
             remove(txn, collection, document_id, waiting.version)
     key = keys.conflict(collection, document_id, revision.version)
-    txn.raw.put(key, records.pack_revision(revision, Sequence(0)), db=txn.tables.conflicts)
+    record = records.pack_revision(revision, Sequence(0))
+    txn.raw.put(key, record, db=txn.tables.conflicts)
+    txn.note_growth(len(record))
 
 
 def of_document(txn: ReadTransaction, collection: int, document_id: DocumentID) -> list[Revision]:

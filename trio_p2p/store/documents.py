@@ -42,6 +42,12 @@ def head(txn: ReadTransaction, collection: int, document_id: DocumentID) -> Stor
     return None if raw is None else records.unpack_revision(raw, with_body=False)
 
 
+def is_live(txn: ReadTransaction, collection: int, document_id: DocumentID) -> bool:
+    """Whether there is a document, and not only its tombstone."""
+    raw = txn.raw.get(keys.document(collection, document_id), None, txn.tables.documents)
+    return raw is not None and not records.unpack_place(raw)[0]
+
+
 def put_revision(
     txn: WriteTransaction, collection: int, document_id: DocumentID, revision: Revision
 ) -> Sequence:
@@ -61,9 +67,12 @@ def put_revision(
         state.count -= not was_deleted
     sequence = state.last_sequence = Sequence(state.last_sequence + 1)
     state.count += not revision.deleted
-    raw.put(key, records.pack_revision(revision, sequence), db=tables.documents)
+    record = records.pack_revision(revision, sequence)
+    raw.put(key, record, db=tables.documents)
     row = records.pack_change(revision, name)
     raw.put(keys.change(collection, sequence), row, db=tables.changes)
+    if not revision.deleted:
+        txn.note_growth(len(record))
     return sequence
 
 
@@ -77,8 +86,9 @@ def edit(
     """Edit a document here: a new version with this body, or a tombstone for None.
 
     Raises: ConflictError, whose `current` is a Stored or None; DocumentNotFoundError if there is
-    nothing to delete.
+    nothing to delete; CollectionNotFoundError.
     """
+    txn.collection(collection)
     current = head(txn, collection, document_id)
     if not _is_expected(current, expected):
         raise ConflictError(

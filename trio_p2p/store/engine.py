@@ -11,28 +11,30 @@ them is a cursor of its own and `wait_change`: nothing is queued for it, so it m
 
 from __future__ import annotations
 
-import threading
-from collections import ChainMap
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
-import lmdb
 import trio
 
 from trio_p2p import limits
-from trio_p2p.errors import StoreClosedError
+from trio_p2p.errors import CollectionNotFoundError, StoreClosedError
 from trio_p2p.ids import DatabaseID, Sequence, SourceID
-from trio_p2p.model.clock import HybridClock
-from trio_p2p.store import keys, records, schema
-from trio_p2p.store.environment import Environment, open_environment
+from trio_p2p.store.backup import make_backup
+from trio_p2p.store.committer import Committer, States
+from trio_p2p.store.deferred import Holder, State
+from trio_p2p.store.environment import DATA_FILE, Environment, open_environment
+from trio_p2p.store.janitor import Janitor
+from trio_p2p.store.jobs import Job, Waiting
 from trio_p2p.store.records import CollectionState
-from trio_p2p.store.transaction import ReadTransaction, WriteTransaction, store_error
+from trio_p2p.store.syncer import Syncer
+from trio_p2p.store.transaction import ReadTransaction, WriteTransaction
+from trio_p2p.store.usage import Usage
 
 __all__ = [
     "Engine",
@@ -45,9 +47,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-Job = Callable[[WriteTransaction], T]
-"""Runs in the writer's thread. It must leave no trace outside its transaction but its result: when
-a commit fails that it shared with others, it runs once more by itself."""
+
+# A backup takes long, and a sync must not wait for it.
+_ASIDE_THREADS_MAX: Final = 4
 
 
 class RunSync(Protocol):
@@ -56,86 +58,73 @@ class RunSync(Protocol):
     def __call__(self, function: Callable[..., T], *args: Any) -> Awaitable[T]: ...
 
 
-class _Waiting(Generic[T]):
-    """A job in the queue, and what came of it."""
-
-    __slots__ = ("_error", "_job", "_values", "done")
-
-    def __init__(self, job: Job[T]) -> None:
-        self.done = trio.Event()
-        self._job = job
-        self._values: list[T] = []
-        self._error: BaseException | None = None
-
-    def run(self, txn: WriteTransaction) -> bool:
-        """Run it; whether its changes are to be kept."""
-        self._values, self._error = [], None
-        try:
-            self._values.append(self._job(txn))
-        except Exception as exc:  # A guard: a job's failure is its caller's, not the writer's.
-            self._error = exc
-            if isinstance(exc, lmdb.Error):
-                self.fail(exc)
-        return self._error is None
-
-    def fail(self, cause: lmdb.Error) -> None:
-        """Note that LMDB failed; the cause is chained."""
-        self._error = store_error(cause)
-        self._error.__cause__ = cause
-
-    def result(self) -> T:
-        """What it returned; raises what it raised, StoreClosedError if it never ran."""
-        if self._error is not None:
-            raise self._error
-        if not self._values:
-            raise StoreClosedError("the database was closed before this was written")
-        return self._values[0]
-
-
 @dataclass(frozen=True, slots=True)
 class EngineStatistics:
-    """`commits` and `jobs` count since opening; `bytes_used` is what the data file holds."""
+    """`commits` and `jobs` count since opening; the rest is what there is now."""
 
     commits: int
     jobs: int
+    conflicts: int
+    expirations: int
     bytes_used: int
+    bytes_max: int
+    file_bytes: int
 
 
 class Engine:
     """An open store; `open_engine` makes one."""
 
     def __init__(
-        self, environment: Environment, *, clock: Callable[[], int], run_sync: RunSync
+        self,
+        environment: Environment,
+        *,
+        clock: Callable[[], int],
+        run_sync: RunSync,
+        run_aside: RunSync,
     ) -> None:
         self.path: Path = environment.path
-        self.id: DatabaseID = environment.id
-        self.source: SourceID = environment.source
         self.now_ns = clock
         """Reads the wall clock: nanoseconds since 1970."""
         self._environment = environment
-        self._env = environment.env
-        self._tables = environment.tables
         self._collections = environment.collections
-        # Only jobs use the clock, so only one thread at a time does.
-        self._clock = HybridClock(clock, last=environment.clock_last)
-        self._clock_saved = environment.clock_last
+        self._committer = Committer(environment, clock)
+        self._identity = environment.identity
         self._run_sync = run_sync
-        self._send, self._receive = trio.open_memory_channel[_Waiting[Any]](
+        self._run_aside = run_aside
+        self.copying = trio.Lock()
+        """Held by whoever copies the files of the database, or removes any beside LMDB's."""
+        self._send, self._receive = trio.open_memory_channel[Waiting[Any]](
             limits.WRITER_QUEUE_JOBS_MAX
         )
         self._closed = False
-        self._files_open = True
-        # Held during a commit: closing the environment under one would crash the process.
-        self._committing = threading.Lock()
-        self._writer_ended = trio.Event()
+        self._usage = Usage()
+        self._janitor = Janitor(self)
+        self._syncer = Syncer(self)
+        self._syncing = trio.Lock()
+        self._ended = trio.Event()
         self._watchers: dict[int, trio.lowlevel.ParkingLot] = {}
-        self._commits = 0
-        self._jobs = 0
+
+    @property
+    def id(self) -> DatabaseID:
+        """The database's UUID."""
+        return self._identity.id
+
+    @property
+    def source(self) -> SourceID:
+        """The author of the versions made here."""
+        return self._identity.source
 
     @property
     def collections(self) -> Mapping[int, CollectionState]:
         """The collections by number, as committed. Not to be changed."""
         return self._collections
+
+    def collection(self, number: int) -> CollectionState:
+        """One of them. Raises CollectionNotFoundError if it was deleted."""
+        state = self._collections.get(number)
+        if state is None:
+            raise CollectionNotFoundError("the collection was deleted")
+        return state
 
     @property
     def closed(self) -> bool:
@@ -145,7 +134,8 @@ class Engine:
     def read(self) -> ReadTransaction:
         """A snapshot, for a `with` statement without an await in it. Raises StoreClosedError."""
         self._check_open()
-        return ReadTransaction(self._env.begin(buffers=True), self._tables)
+        raw = self._environment.env.begin(buffers=True)
+        return ReadTransaction(raw, self._environment.tables, self.now_ns)
 
     async def write(self, job: Job[T]) -> T:
         """Run a job in a write transaction; when this returns, its changes are durable.
@@ -154,7 +144,13 @@ class Engine:
         Cancelling: while the job waits for a place in the queue, leaves no trace; later it has no
         effect, and the job's fate is waited for.
         """
-        waiting = _Waiting(job)
+        try:
+            return await self._submit(job)
+        finally:
+            self._syncer.note_write()
+
+    async def _submit(self, job: Job[T]) -> T:
+        waiting = Waiting(job)
         try:
             await self._send.send(waiting)
         except trio.ClosedResourceError as exc:
@@ -167,60 +163,112 @@ class Engine:
     async def wait_change(self, collection: int, after: Sequence) -> None:
         """Wait until the collection has a sequence greater than `after`.
 
-        Raises: StoreClosedError, also when the database is closed meanwhile.
+        Raises: StoreClosedError, CollectionNotFoundError, also when it is closed or deleted
+        meanwhile.
         Cancelling: safe.
         """
         await trio.lowlevel.checkpoint()
         while True:
             self._check_open()
-            if self._collections[collection].last_sequence > after:
+            if self.collection(collection).last_sequence > after:
                 return
             await self._watchers.setdefault(collection, trio.lowlevel.ParkingLot()).park()
 
+    async def backup(self, target: Path) -> None:
+        """Make a backup, without holding up the writer. Raises: as `make_backup`.
+
+        Cancelling: once it was begun, has no effect.
+        """
+        async with self.copying:
+            await self._run_aside(self._back_up, target)
+
+    async def tidy(self) -> None:
+        """Do now what the janitor has yet to do. Cancelling: it is done later."""
+        await self._janitor.finish()
+
+    def tidy_soon(self) -> None:
+        """Let the janitor look for something to tidy: it expires earlier, or was deleted."""
+        self._janitor.wake()
+
+    async def sync(self) -> None:
+        """Make durable what was committed before; nothing to do where every commit is.
+
+        Raises: StoreError, StoreClosedError. Cancelling: safe.
+        """
+        holder = self._environment.holder
+        if holder is None:
+            await trio.lowlevel.checkpoint()
+            return
+        async with self._syncing:
+            # As a job, since no commit may come between its steps.
+            state = await self._submit(lambda _: holder.capture())
+            await self._run_aside(self._hold, holder, state)
+
     def statistics(self) -> EngineStatistics:
         """Counters and sizes. Raises StoreClosedError."""
-        self._check_open()
-        used = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
-        return EngineStatistics(self._commits, self._jobs, used)
+        with self.read() as txn:
+            conflicts = txn.raw.stat(txn.tables.conflicts)["entries"]
+            expirations = txn.raw.stat(txn.tables.expirations)["entries"]
+            bytes_used = txn.tables.bytes_used(txn.raw)
+        return EngineStatistics(
+            commits=self._committer.commits,
+            jobs=self._committer.jobs,
+            conflicts=conflicts,
+            expirations=expirations,
+            bytes_used=bytes_used,
+            bytes_max=self._environment.size_max,
+            file_bytes=(self.path / DATA_FILE).stat().st_size,
+        )
 
     def stop(self) -> None:
         """Take no more reads and writes; the writer finishes what waits, then closes."""
         self._closed = True
         self._send.close()
+        self._janitor.wake()
+        self._syncer.stop()
         for lot in self._watchers.values():
             lot.unpark_all()
 
     def abort(self) -> None:
         """Close now, as a crash would: what waits fails with StoreClosedError.
 
-        A commit that is running is waited for.
+        A commit or backup that is running is waited for.
         """
         self.stop()
         for waiting in self._take_waiting(limits.WRITER_QUEUE_JOBS_MAX):
             waiting.done.set()
-        with self._committing:
-            if self._files_open:
-                self._files_open = False
-                self._environment.close()
+        self._usage.close(self._environment.abandon)
 
     async def wait_closed(self) -> None:
-        """Wait until the writer has ended and the files are closed. Cancelling: safe."""
-        await self._writer_ended.wait()
+        """Wait until the files are closed. Cancelling: safe."""
+        await self._ended.wait()
 
-    async def run_writer(self) -> None:
-        """Write until `stop` or `abort`. Cancelling: has no effect; `stop` ends it."""
+    async def run(self) -> None:
+        """Write, tidy and sync until `stop` or `abort`, then close.
+
+        Cancelling: has no effect; `stop` ends it.
+        """
         try:
             with trio.CancelScope(shield=True):
-                async for first in self._receive:
-                    batch = [first, *self._take_waiting(limits.COMMIT_JOBS_MAX - 1)]
-                    try:
-                        self._publish(await self._run_sync(self._commit, batch))
-                    finally:
-                        for waiting in batch:
-                            waiting.done.set()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._janitor.run)
+                    if self._environment.holder is not None:
+                        nursery.start_soon(self._syncer.run)
+                    await self._write_all()
+                # Not here but in a thread: it waits for a backup.
+                await self._run_aside(self._usage.close, self._environment.close)
         finally:
             self.abort()
-            self._writer_ended.set()
+            self._ended.set()
+
+    async def _write_all(self) -> None:
+        async for first in self._receive:
+            batch = [first, *self._take_waiting(limits.COMMIT_JOBS_MAX - 1)]
+            try:
+                self._publish(await self._run_sync(self._commit, batch))
+            finally:
+                for waiting in batch:
+                    waiting.done.set()
 
     def _closed_error(self) -> StoreClosedError:
         return StoreClosedError("the database was closed", path=str(self.path))
@@ -229,8 +277,8 @@ class Engine:
         if self._closed:
             raise self._closed_error()
 
-    def _take_waiting(self, count_max: int) -> list[_Waiting[Any]]:
-        taken: list[_Waiting[Any]] = []
+    def _take_waiting(self, count_max: int) -> list[Waiting[Any]]:
+        taken: list[Waiting[Any]] = []
         try:
             while len(taken) < count_max:
                 taken.append(self._receive.receive_nowait())
@@ -238,94 +286,30 @@ class Engine:
             pass
         return taken
 
-    def _publish(self, changed: Mapping[int, CollectionState]) -> None:
-        """Make committed counters visible and wake those who wait for them."""
-        self._collections.update(changed)
-        for collection in changed:
-            if lot := self._watchers.get(collection):
+    def _publish(self, changed: States) -> None:
+        """Make what was committed visible and wake those who wait for it."""
+        self._identity = self._committer.identity
+        for number, state in changed.items():
+            if state is None:
+                self._collections.pop(number, None)
+            else:
+                self._collections[number] = state
+            if lot := self._watchers.get(number):
                 lot.unpark_all()
 
-    def _commit(self, batch: list[_Waiting[Any]]) -> dict[int, CollectionState]:
+    def _hold(self, holder: Holder, state: State) -> None:
+        with self._usage.using():
+            holder.hold(state)
+
+    def _back_up(self, target: Path) -> None:
+        with self._usage.using():
+            make_backup(self._environment, target)
+
+    def _commit(self, batch: list[Waiting[Any]]) -> States:
         """In the thread: run and commit a batch. Returns the collections that changed."""
-        committed: dict[int, CollectionState] = {}
-        with self._committing:
-            if self._files_open:
-                self._commit_open(batch, committed)
-        return committed
-
-    def _commit_open(
-        self, batch: list[_Waiting[Any]], committed: dict[int, CollectionState]
-    ) -> None:
-        try:
-            committed |= self._transact(batch, committed)
-        except lmdb.Error as exc:
-            if len(batch) == 1:
-                batch[0].fail(exc)
-                return
-            # Most likely for space that one job wants: now each by itself.
-            for waiting in batch:
-                self._commit_open([waiting], committed)
-
-    def _transact(
-        self, batch: list[_Waiting[Any]], committed: dict[int, CollectionState]
-    ) -> dict[int, CollectionState]:
-        changed: dict[int, CollectionState] = {}
-        states = ChainMap(changed, committed, self._collections)
-        raw = self._env.begin(write=True, buffers=True)
-        try:
-            if len(batch) == 1:
-                if not self._run_job(batch[0], raw, states):
-                    return {}
-            else:
-                for waiting in batch:
-                    self._run_nested(waiting, raw, states)
-            self._save(raw, changed)
-            raw.commit()
-        finally:
-            raw.abort()
-        self._clock_saved = self._clock.last
-        self._commits += 1
-        self._jobs += len(batch)
-        return changed
-
-    def _run_nested(
-        self,
-        waiting: _Waiting[Any],
-        parent: lmdb.Transaction[memoryview],
-        states: MutableMapping[int, CollectionState],
-    ) -> None:
-        child = self._env.begin(parent=parent, write=True, buffers=True)
-        try:
-            if self._run_job(waiting, child, states):
-                child.commit()
-        finally:
-            child.abort()
-
-    def _run_job(
-        self,
-        waiting: _Waiting[Any],
-        raw: lmdb.Transaction[memoryview],
-        states: MutableMapping[int, CollectionState],
-    ) -> bool:
-        """Run a job on what those before it left; whether its changes are to be kept."""
-        txn = WriteTransaction(raw, self._tables, self._clock, self.source, states)
-        kept = waiting.run(txn)
-        if kept:
-            states.update(txn.changed)
-        return kept
-
-    def _save(
-        self, raw: lmdb.Transaction[memoryview], changed: Mapping[int, CollectionState]
-    ) -> None:
-        """Write what is kept in memory beside the records."""
-        for number, state in changed.items():
-            raw.put(
-                keys.collection(number),
-                records.pack_collection(state),
-                db=self._tables.collections,
-            )
-        if self._clock.last != self._clock_saved:
-            raw.put(schema.META_CLOCK, keys.number(self._clock.last), db=self._tables.meta)
+        with suppress(StoreClosedError), self._usage.using():
+            return self._committer.commit(batch)
+        return {}
 
 
 @asynccontextmanager
@@ -336,6 +320,7 @@ async def open_engine(
     map_size_max: int = limits.MAP_SIZE_BYTES_DEFAULT,
     clock: Callable[[], int],
     run_sync: RunSync | None = None,
+    durable: bool = True,
     sync: bool = True,
 ) -> AsyncIterator[Engine]:
     """Open a store and run its writer until the block is left.
@@ -346,14 +331,21 @@ async def open_engine(
     Raises: the errors of `open_environment`.
     Cancelling: safe; what was admitted is still written.
     """
-    run = run_sync or _threaded()
-    environment = await run(
-        partial(open_environment, Path(path), create=create, map_size=map_size_max, sync=sync)
+    run = run_sync or _threaded(1)
+    opening = partial(
+        open_environment,
+        Path(path),
+        create=create,
+        size_max=map_size_max,
+        durable=durable,
+        sync=sync,
     )
-    engine = Engine(environment, clock=clock, run_sync=run)
+    environment = await run(opening)
+    run_aside = run_sync or _threaded(_ASIDE_THREADS_MAX)
+    engine = Engine(environment, clock=clock, run_sync=run, run_aside=run_aside)
     body = _Held()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(engine.run_writer)
+        nursery.start_soon(engine.run)
         with body:
             yield engine
         engine.stop()
@@ -387,9 +379,9 @@ class _Held:
             raise error
 
 
-def _threaded() -> RunSync:
-    """A runner of threads, one at a time."""
-    limiter = trio.CapacityLimiter(1)
+def _threaded(threads_max: int) -> RunSync:
+    """A runner of threads, so many at a time."""
+    limiter = trio.CapacityLimiter(threads_max)
 
     async def run_sync(function: Callable[..., T], *args: Any) -> T:
         return await trio.to_thread.run_sync(function, *args, limiter=limiter)

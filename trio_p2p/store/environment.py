@@ -6,7 +6,9 @@ Nothing else opens an environment: opening one twice in a process corrupts LMDB'
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
+import struct
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from typing import Final
 
 import lmdb
 
+from trio_p2p import limits
 from trio_p2p.errors import (
     DatabaseBusyError,
     DatabaseNotFoundError,
@@ -23,9 +26,11 @@ from trio_p2p.errors import (
     StoreError,
     StoreFormatError,
 )
-from trio_p2p.ids import DatabaseID, SourceID, source_id
-from trio_p2p.store import keys, records, schema
-from trio_p2p.store.records import CollectionState
+from trio_p2p.ids import DatabaseID, source_id
+from trio_p2p.store import identity, keys, records, schema
+from trio_p2p.store.deferred import Holder, recover
+from trio_p2p.store.migrations import MIGRATIONS, migrate
+from trio_p2p.store.records import CollectionState, Identity
 from trio_p2p.store.schema import Tables
 from trio_p2p.store.transaction import store_error
 
@@ -40,22 +45,35 @@ class Environment:
     path: Path
     env: lmdb.Environment
     tables: Tables
-    id: DatabaseID
-    source: SourceID
+    identity: Identity
     clock_last: int
     collections: dict[int, CollectionState]
+    size_max: int
+    holder: Holder | None
+    """Holds a state that is on the disk, where commits do not wait for that."""
     lock: int
 
     def close(self) -> None:
         """Close the files and let others open the directory. No transaction may be open."""
+        try:
+            if self.holder is not None:
+                self.holder.end()
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """As `close`, but as if the process died."""
         self.env.close()
         os.close(self.lock)
 
 
-def open_environment(path: Path, *, create: bool, map_size: int, sync: bool) -> Environment:
+def open_environment(
+    path: Path, *, create: bool, size_max: int, sync: bool, durable: bool = True
+) -> Environment:
     """Open a database directory, making it first if `create` is set.
 
-    Without `sync` commits do not wait for the disk and a power cut may damage the file.
+    If it is not `durable`, commits do not wait for the disk, and a power cut takes the last ones
+    with it. Without `sync` nothing does, and a power cut may damage the file: for tests.
 
     Raises: DatabaseNotFoundError, DatabaseBusyError, StoreCorruptError, StoreFormatError, or
     StoreError for what the operating system refuses; each names the path.
@@ -65,9 +83,12 @@ def open_environment(path: Path, *, create: bool, map_size: int, sync: bool) -> 
     lock = _lock_directory(path)
     try:
         with _naming_path(path):
-            env = _open_lmdb(path, map_size, sync)
+            recover(path / DATA_FILE)
+            env = _open_lmdb(path, size_max, sync and durable)
             try:
-                return _read_environment(path, env, lock)
+                # Before the first commit, even where that makes the database.
+                holder = None if durable else Holder(env, path / DATA_FILE)
+                return _read_environment(path, env, size_max, holder, lock)
             except BaseException:
                 env.close()
                 raise
@@ -82,14 +103,14 @@ def _lock_directory(path: Path) -> int:
         path.mkdir(parents=True, exist_ok=True)
         lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as exc:
-        raise StoreError(
-            "the database directory cannot be used", path=str(path), reason=exc.strerror
-        ) from exc
+        raise _unusable(path, exc) from exc
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as exc:
         os.close(lock)
-        raise DatabaseBusyError("the database is already open", path=str(path)) from exc
+        raise DatabaseBusyError(
+            "the database is already open: close it there", path=str(path)
+        ) from exc
     return lock
 
 
@@ -100,13 +121,23 @@ def _naming_path(path: Path) -> Iterator[None]:
     except lmdb.Error as exc:
         failure = store_error(exc)
         raise type(failure)(failure.message, path=str(path), **failure.facts) from exc
+    except OSError as exc:
+        raise _unusable(path, exc) from exc
 
 
-def _open_lmdb(path: Path, map_size: int, sync: bool) -> lmdb.Environment:
+def _unusable(path: Path, exc: OSError) -> StoreError:
+    return StoreError(
+        "the database directory cannot be used: make sure that it may be written to",
+        path=str(path),
+        reason=exc.strerror,
+    )
+
+
+def _open_lmdb(path: Path, size_max: int, sync: bool) -> lmdb.Environment:
     # Engine 0 has had one file format for ten years; the other one's is unreadable to it.
     env = lmdb.open(  # noqa: TID251
         str(path),
-        map_size=map_size,
+        map_size=_map_size(path / DATA_FILE, size_max),
         sync=sync,
         metasync=sync,
         mode=0o644,
@@ -116,6 +147,17 @@ def _open_lmdb(path: Path, map_size: int, sync: bool) -> lmdb.Environment:
     env.reader_check()
     _restore_length(path / DATA_FILE, env)
     return env
+
+
+def _map_size(file: Path, size_max: int) -> int:
+    """The limit or what there is already, and a reserve beyond it.
+
+    Making room needs some first: what a transaction frees is used by later ones only.
+    """
+    length = max(size_max, file.stat().st_size if file.exists() else 0)
+    reserve = max(length // limits.MAP_RESERVE_SHARE, limits.MAP_RESERVE_BYTES_MIN)
+    size = length + reserve
+    return size + -size % mmap.ALLOCATIONGRANULARITY
 
 
 def _restore_length(file: Path, env: lmdb.Environment) -> None:
@@ -129,50 +171,72 @@ def _restore_length(file: Path, env: lmdb.Environment) -> None:
         os.truncate(file, length)
 
 
-def _read_environment(path: Path, env: lmdb.Environment, lock: int) -> Environment:
+def _read_environment(
+    path: Path, env: lmdb.Environment, size_max: int, holder: Holder | None, lock: int
+) -> Environment:
     """Check the format, prepare a new database, and read what is kept in memory."""
     with env.begin(write=True) as txn:
-        _check_format(path, env, txn)
+        version = _read_format(path, env, txn)
         tables = Tables.open(env, txn)
-        if txn.get(schema.META_FORMAT, db=tables.meta) is None:
-            _write_identity(txn, tables)
+        if version is None:
+            _write_new(txn, tables)
+        elif version != schema.FORMAT_VERSION:
+            migrate(txn, tables, version)
+        renewed = identity.is_marked(path)
+        if renewed:
+            identity.renew(txn, tables)
         collections = {
             keys.read_collection(key)[0]: records.unpack_collection(value)
             for key, value in txn.cursor(tables.collections)
         }
         facts = dict(txn.cursor(tables.meta))
+    if renewed:
+        identity.unmark(path)
     try:
         database_id = DatabaseID(uuid.UUID(bytes=facts[schema.META_DATABASE_ID]))
-        source = source_id(facts[schema.META_SOURCE_ID])
-        (clock_last,) = keys.read_number(facts[schema.META_CLOCK])
-    except (KeyError, ValueError) as exc:
-        raise StoreCorruptError("the database lacks its identity", path=str(path)) from exc
-    return Environment(path, env, tables, database_id, source, clock_last, collections, lock)
+        found = Identity(database_id, source_id(facts[schema.META_SOURCE_ID]))
+        clock_last, *_ = (
+            keys.read_number(facts[key])[0] for key in (schema.META_CLOCK, *schema.META_COUNTERS)
+        )
+    except (KeyError, ValueError, struct.error) as exc:
+        raise StoreCorruptError(
+            "the database lacks its identity: restore a backup", path=str(path)
+        ) from exc
+    return Environment(path, env, tables, found, clock_last, collections, size_max, holder, lock)
 
 
-def _check_format(path: Path, env: lmdb.Environment, txn: lmdb.Transaction[bytes]) -> None:
-    """Refuse what this version cannot read, before anything is written to it."""
+def _read_format(path: Path, env: lmdb.Environment, txn: lmdb.Transaction[bytes]) -> int | None:
+    """The format version, None for a new file. Refuses what cannot be read before it is changed."""
     if txn.stat()["entries"] == 0:
-        return
+        return None
     found = None
     if txn.get(b"meta") is not None:
         found = txn.get(schema.META_FORMAT, db=env.open_db(b"meta", txn=txn, create=False))
     if found is None:
-        raise StoreFormatError("the data file is of another program", path=str(path))
-    (version,) = keys.read_number(found)
-    if version != schema.FORMAT_VERSION:
         raise StoreFormatError(
-            "the database is in a format this version does not read",
+            "the data file is of another program: choose another directory", path=str(path)
+        )
+    version: int = keys.read_number(found)[0]
+    if version != schema.FORMAT_VERSION and version not in MIGRATIONS:
+        raise StoreFormatError(
+            "the database is in a format this version does not read: use the newer program",
             path=str(path),
             format=version,
             readable=schema.FORMAT_VERSION,
         )
+    return version
 
 
-def _write_identity(txn: lmdb.Transaction[bytes], tables: Tables) -> None:
-    txn.put(schema.META_FORMAT, keys.number(schema.FORMAT_VERSION), db=tables.meta)
-    txn.put(schema.META_DATABASE_ID, uuid.uuid4().bytes, db=tables.meta)
-    txn.put(schema.META_SOURCE_ID, os.urandom(16), db=tables.meta)
-    txn.put(schema.META_CLOCK, keys.number(0), db=tables.meta)
+def _write_new(txn: lmdb.Transaction[bytes], tables: Tables) -> None:
+    identity.renew(txn, tables)
+    facts = {
+        schema.META_FORMAT: schema.FORMAT_VERSION,
+        schema.META_CLOCK: 0,
+        schema.META_LAST_COLLECTION: schema.DEFAULT_COLLECTION,
+        schema.META_LAST_REMOTE: 0,
+        schema.META_SEQUENCE_FLOOR: 0,
+    }
+    for key, number in facts.items():
+        txn.put(key, keys.number(number), db=tables.meta)
     default = records.pack_collection(CollectionState("_default"))
     txn.put(keys.collection(schema.DEFAULT_COLLECTION), default, db=tables.collections)

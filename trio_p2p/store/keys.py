@@ -24,12 +24,16 @@ assert 4 + limits.DOCUMENT_ID_BYTES_MAX + 1 + _VERSION_BYTES <= KEY_BYTES_MAX
 _collection = struct.Struct(">I")
 _sequence = struct.Struct(">IQ")
 _known = struct.Struct(">II")
+_expiring = struct.Struct(">QI")
 _number = struct.Struct(">Q")
 
 collection = _collection.pack
 """The key of a collection, and what the keys of all its documents begin with."""
 
 read_collection = _collection.unpack
+known_prefix = _collection.pack
+"""What the keys of all that a remote is known to have begin with."""
+
 change = _sequence.pack
 """The key of a change: collection and sequence."""
 
@@ -46,6 +50,12 @@ def document(collection: int, document_id: DocumentID) -> bytes:
 def behind_change(collection: int, sequence: int) -> bytes:
     """A bound right behind the change of a sequence, which may be any integer."""
     return change(collection, min(max(sequence, -1) + 1, _SEQUENCE_MAX))
+
+
+def read_expiring(key: memoryview) -> tuple[int, int, DocumentID]:
+    """The time, collection and document ID in the key of an expiration by its time."""
+    when_us, collection = _expiring.unpack_from(key)
+    return when_us, collection, DocumentID(str(key[_expiring.size :], "utf-8"))
 
 
 def known(remote: int, collection: int, document_id: DocumentID) -> bytes:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from trio_p2p.errors import StoreCorruptError
-from trio_p2p.ids import DocumentID, Sequence, SourceID
+from trio_p2p.ids import DatabaseID, DocumentID, Sequence, SourceID
 from trio_p2p.model.document import EMPTY_BODY, Revision
 from trio_p2p.model.version import RevisionID, TreeRevisionID, Version, VersionVector
 
@@ -47,6 +47,13 @@ class ChangeRow(NamedTuple):
     revision_id: RevisionID
     deleted: bool
     body_bytes: int
+
+
+class Identity(NamedTuple):
+    """What a database is called by its peers, and who authors the versions it makes."""
+
+    id: DatabaseID
+    source: SourceID
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from trio_p2p.ids import DocumentID
 from trio_p2p.model.version import RevisionID
-from trio_p2p.store import keys, records
+from trio_p2p.store import keys, records, schema
 from trio_p2p.store.transaction import ReadTransaction, WriteTransaction
 
 
@@ -19,12 +19,17 @@ def find(txn: ReadTransaction, key: str) -> int | None:
 
 
 def number(txn: WriteTransaction, key: str) -> int:
-    """The number of a peer, given to it now if it has none."""
+    """The number of a peer, given to it now if it has none; never one that another had before."""
     found = find(txn, key)
     if found is None:
-        found = txn.raw.stat(txn.tables.remotes)["entries"] + 1
+        found = schema.next_number(txn.raw, txn.tables.meta, schema.META_LAST_REMOTE)
         txn.raw.put(keys.text(key), keys.number(found), db=txn.tables.remotes)
     return found
+
+
+def numbers(txn: ReadTransaction) -> list[int]:
+    """The numbers of all peers."""
+    return [keys.read_number(value)[0] for _, value in txn.raw.cursor(txn.tables.remotes)]
 
 
 def known(
@@ -48,6 +53,12 @@ def set_known(
         records.pack_revision_id(revision_id),
         db=txn.tables.known,
     )
+
+
+def forget_document(txn: WriteTransaction, collection: int, document_id: DocumentID) -> None:
+    """Forget which revisions of a document any peer has."""
+    for remote in numbers(txn):
+        txn.raw.delete(keys.known(remote, collection, document_id), b"", txn.tables.known)
 
 
 def peer_at(txn: ReadTransaction, target: str) -> str | None:

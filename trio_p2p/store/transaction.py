@@ -7,29 +7,39 @@ transaction belongs to the thread that began it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 import lmdb
 
-from trio_p2p.errors import StoreCorruptError, StoreError, StoreFullError
+from trio_p2p import limits
+from trio_p2p.errors import (
+    CollectionNotFoundError,
+    StoreCorruptError,
+    StoreError,
+    StoreFullError,
+)
 from trio_p2p.ids import SourceID
 from trio_p2p.model.clock import HybridClock
 from trio_p2p.model.version import Version
-from trio_p2p.store.records import CollectionState
+from trio_p2p.store.records import CollectionState, Identity
 from trio_p2p.store.schema import Tables
 
 
 class ReadTransaction:
     """One snapshot, as a context manager; `raw` gives memoryviews that die with it."""
 
-    __slots__ = ("raw", "tables")
+    __slots__ = ("now_ns", "raw", "tables")
 
-    def __init__(self, raw: lmdb.Transaction[memoryview], tables: Tables) -> None:
+    def __init__(
+        self, raw: lmdb.Transaction[memoryview], tables: Tables, now_ns: Callable[[], int]
+    ) -> None:
         self.raw = raw
         self.tables = tables
+        self.now_ns = now_ns
+        """Reads the wall clock: nanoseconds since 1970."""
 
     def __enter__(self) -> Self:
         return self
@@ -48,29 +58,47 @@ class ReadTransaction:
 class WriteTransaction(ReadTransaction):
     """What a job may change. Counters and records alike vanish if the job raises."""
 
-    __slots__ = ("changed", "clock", "collections", "source")
+    __slots__ = ("changed", "clock", "collections", "grew", "identity")
 
     def __init__(
         self,
         raw: lmdb.Transaction[memoryview],
         tables: Tables,
+        now_ns: Callable[[], int],
         clock: HybridClock,
-        source: SourceID,
-        collections: Mapping[int, CollectionState],
+        identity: Identity,
+        collections: Mapping[int, CollectionState | None],
     ) -> None:
-        """`collections` are as the jobs before this one left them."""
-        super().__init__(raw, tables)
+        """`identity` and `collections` are as the jobs before this one left them."""
+        super().__init__(raw, tables, now_ns)
         self.clock = clock
-        self.source = source
-        self.changed: dict[int, CollectionState] = {}
+        self.identity = identity
         self.collections = collections
+        """By number; None stands for one that was deleted."""
+        self.changed: dict[int, CollectionState | None] = {}
+        self.grew = 0
+        """By how many bytes at most, of what the size limit may refuse."""
+
+    @property
+    def source(self) -> SourceID:
+        """The author of the versions made here."""
+        return self.identity.source
 
     def collection(self, number: int) -> CollectionState:
-        """The collection's counters, to be changed in place."""
-        state = self.changed.get(number)
+        """The collection's counters, to be changed in place. Raises CollectionNotFoundError."""
+        if number in self.changed:
+            state = self.changed[number]
+        else:
+            state = self.collections.get(number)
+            if state is not None:
+                state = self.changed[number] = replace(state)
         if state is None:
-            state = self.changed[number] = replace(self.collections[number])
+            raise CollectionNotFoundError("the collection was deleted")
         return state
+
+    def note_growth(self, record_bytes: int) -> None:
+        """Note that a record of this size was stored, which the size limit may refuse."""
+        self.grew += record_bytes + limits.RECORD_GROWTH_BYTES_MAX
 
     def stamp(self) -> Version:
         """A new version by this database, later than all it has made or stored."""
@@ -80,7 +108,9 @@ class WriteTransaction(ReadTransaction):
 def store_error(error: lmdb.Error) -> StoreError:
     """Our error for one of LMDB's; to be raised from it."""
     if isinstance(error, lmdb.MapFullError):
-        return StoreFullError("the database has reached its size limit")
+        return StoreFullError(
+            "the database has reached its size limit: delete something, or open it with more"
+        )
     damage = (
         lmdb.CorruptedError,
         lmdb.InvalidError,
@@ -89,5 +119,5 @@ def store_error(error: lmdb.Error) -> StoreError:
         lmdb.VersionMismatchError,
     )
     if isinstance(error, damage):
-        return StoreCorruptError("the data file is damaged", reason=str(error))
+        return StoreCorruptError("the data file is damaged: restore a backup", reason=str(error))
     return StoreError("the database failed", reason=str(error))

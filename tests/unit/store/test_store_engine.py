@@ -19,6 +19,7 @@ def set_value(key, value=b"1"):
     def job(txn):
         txn.collection(DEFAULT).last_sequence += 1
         txn.raw.put(key, value, db=txn.tables.documents)
+        txn.note_growth(len(value))
         return key
 
     return job

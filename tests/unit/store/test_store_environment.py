@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import lmdb
 import pytest
@@ -17,6 +19,7 @@ from trio_p2p.errors import (
     StoreError,
     StoreFormatError,
 )
+from trio_p2p.store import environment as environment_module
 from trio_p2p.store import keys, schema
 from trio_p2p.store.environment import DATA_FILE, open_environment
 
@@ -24,7 +27,7 @@ from trio_p2p.store.environment import DATA_FILE, open_environment
 @contextmanager
 def opened(path, *, create=True):
     environment = open_environment(
-        path, create=create, map_size=limits.MAP_SIZE_BYTES_DEFAULT, sync=False
+        path, create=create, size_max=limits.MAP_SIZE_BYTES_DEFAULT, sync=False
     )
     try:
         yield environment
@@ -42,11 +45,11 @@ def raises_naming(path, kind):
 
 def test_a_new_database_gets_an_identity_that_it_keeps(tmp_path):
     with opened(tmp_path / "a") as first, opened(tmp_path / "b") as other:
-        assert first.id != other.id
-        assert first.source != other.source
+        assert first.identity.id != other.identity.id
+        assert first.identity.source != other.identity.source
         assert [state.full_name for state in first.collections.values()] == ["_default"]
     with opened(tmp_path / "a") as again:
-        assert (again.id, again.source) == (first.id, first.source)
+        assert again.identity == first.identity
 
 
 def test_missing_parents_are_made(tmp_path):
@@ -80,6 +83,47 @@ def test_a_file_in_place_of_the_directory_is_refused(path):
     assert path.read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize("call", ["open", "mkdir"])
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(30, "ro")])
+def test_a_directory_that_cannot_be_written_to_is_told(path, monkeypatch, call, error):
+    """The superuser may write anywhere, so the system's answer is made up."""
+
+    def refuse(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(*((os, "open") if call == "open" else (Path, "mkdir")), refuse)
+    with raises_naming(path, StoreError), opened(path):
+        pass
+
+
+def test_a_data_file_that_cannot_be_read_is_told(path):
+    (path / DATA_FILE).mkdir(parents=True)
+    with raises_naming(path, StoreError), opened(path):
+        pass
+
+
+def test_a_failure_before_the_data_file_is_opened_is_told(path, monkeypatch):
+    def fail(data_file):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(environment_module, "recover", fail)
+    with raises_naming(path, StoreError), opened(path):
+        pass
+    monkeypatch.undo()
+    with opened(path):
+        pass
+
+
+def test_a_data_file_whose_first_pages_were_written_over_is_damage(path):
+    with opened(path) as environment, environment.env.begin(write=True) as txn:
+        for number in range(2000):
+            txn.put(keys.number(number), bytes(100), db=environment.tables.documents)
+    raw = (path / DATA_FILE).read_bytes()
+    (path / DATA_FILE).write_bytes(b"?" * 8192 + raw[8192:])
+    with raises_naming(path, StoreCorruptError), opened(path):
+        pass
+
+
 def test_a_database_opens_only_once_in_a_process(path):
     with opened(path):
         with raises_naming(path, DatabaseBusyError), opened(path):
@@ -96,7 +140,7 @@ def test_a_database_open_in_another_process_is_busy(path):
     program = (
         "import sys; from pathlib import Path\n"
         "from trio_p2p.store.environment import open_environment\n"
-        "try: open_environment(Path(sys.argv[1]), create=True, map_size=2**30, sync=False)\n"
+        "try: open_environment(Path(sys.argv[1]), create=True, size_max=2**30, sync=False)\n"
         "except Exception as exc: print(type(exc).__name__)"
     )
     with opened(path):

@@ -98,6 +98,7 @@ def golden():
         "key: change": keys.change(2, 9),
         "key: known": keys.known(3, 2, "b"),
         "key: conflict": keys.conflict(2, "b", single.version),
+        "key: expiring": keys.number(1_800_000_000_000_000) + keys.document(2, "café"),
         "key: text": keys.text("cp-1"),
         "key: long text": keys.text("x" * 512),
     }

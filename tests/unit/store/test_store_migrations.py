@@ -1,0 +1,83 @@
+"""A database of an older format version is brought to the present one when it is opened."""
+
+from __future__ import annotations
+
+import lzma
+from pathlib import Path
+
+import pytest
+
+from trio_p2p.errors import StoreFormatError
+from trio_p2p.ids import SourceID
+from trio_p2p.model.version import Version
+from trio_p2p.store import checkpoints, conflicts, keys, migrations, remotes, schema
+from trio_p2p.store.environment import DATA_FILE
+from trio_p2p.testing.databases import open_test_database
+
+FORMAT_1 = Path(__file__).parents[2] / "vectors" / "store_format_1.mdb.xz"
+NOW = 1_800_000_000 * 10**9
+
+
+@pytest.fixture
+def old(path):
+    path.mkdir()
+    (path / DATA_FILE).write_bytes(lzma.decompress(FORMAT_1.read_bytes()))
+    return path
+
+
+async def test_a_database_of_format_1_is_read_whole(old):
+    async with open_test_database(old, clock=lambda: NOW) as db:
+        assert str(db.id) == "13b2869a-92ca-4c9b-971e-817f86c90532"
+        assert db.source_id == "2e2k8sSygYxtDSPhTZzaiQ"
+        notes = db.default_collection
+        assert (notes.count, notes.last_sequence) == (2, 4)
+        assert notes.get("b").body == {"n": 2}
+        assert notes.get("ö").body == {"t": "x"}
+        assert notes.get("a", deleted=True).deleted
+        changes = [change[:2] async for change in notes.changes(live=False)]
+        assert changes == [(2, "b"), (3, "a"), (4, "ö")]
+        other = db.collection("shop.notes")
+        assert other.get("only").body == {"here": True}
+        with db.engine.read() as txn:
+            assert [r.version.source for r in conflicts.of_document(txn, 1, "b")] == [b"z" * 16]
+            assert remotes.known(txn, 2, 1, "b") == Version(NOW, SourceID(b"a" * 16))
+            assert remotes.peer_at(txn, "ws://x/y") == "peer two"
+            assert checkpoints.local(txn, "cp-1") == b'{"local":3}'
+            assert checkpoints.peer(txn, "client").body == b'{"remote":1}'
+
+
+async def test_numbers_go_on_after_those_of_format_1(old):
+    async with open_test_database(old, clock=lambda: NOW) as db:
+        assert (await db.create_collection("third")).number == 3
+        assert await db.engine.write(lambda txn: remotes.number(txn, "peer three")) == 3
+        assert (await db.default_collection.put("new", {})).sequence == 5
+
+
+async def test_a_migration_is_done_once(old, monkeypatch):
+    async with open_test_database(old, clock=lambda: NOW):
+        pass
+    monkeypatch.setattr(migrations, "MIGRATIONS", {})
+    async with open_test_database(old, clock=lambda: NOW) as db:
+        with db.engine.read() as txn:
+            version = txn.raw.get(schema.META_FORMAT, db=txn.tables.meta)
+            assert keys.read_number(version)[0] == schema.FORMAT_VERSION
+
+
+async def test_a_migration_that_fails_changes_nothing(old, monkeypatch):
+    def fail(txn, tables):
+        txn.put(b"half", b"done", db=tables.meta)
+        raise StoreFormatError("cannot")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(migrations, "MIGRATIONS", {1: fail})
+        with pytest.raises(StoreFormatError, match="cannot"):
+            async with open_test_database(old):
+                pass
+    async with open_test_database(old, clock=lambda: NOW) as db:
+        assert db.default_collection.count == 2
+        with db.engine.read() as txn:
+            assert txn.raw.get(b"half", db=txn.tables.meta) is None
+
+
+def test_there_is_a_way_from_every_format_version():
+    assert sorted(migrations.MIGRATIONS) == list(range(1, schema.FORMAT_VERSION))

@@ -1,0 +1,168 @@
+"""The writer's side in its thread: jobs become one transaction, or where that fails several.
+
+Where several jobs share a commit each runs in a child transaction, so that one that raises takes
+back its own changes only.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import lmdb
+
+from trio_p2p.errors import StoreError, StoreFullError
+from trio_p2p.model.clock import HybridClock
+from trio_p2p.store import keys, records, schema
+from trio_p2p.store.environment import Environment
+from trio_p2p.store.jobs import Waiting
+from trio_p2p.store.records import CollectionState, Identity
+from trio_p2p.store.transaction import WriteTransaction
+
+States = dict[int, CollectionState | None]
+"""Collections by number; None stands for one that was deleted."""
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What the jobs of a transaction that were kept have come to."""
+
+    identity: Identity
+    before: States
+    changed: States = field(default_factory=dict)
+    grew: int = 0
+    kept: int = 0
+
+    def keep(self, txn: WriteTransaction) -> None:
+        self.identity = txn.identity
+        self.changed.update(txn.changed)
+        self.grew += txn.grew
+        self.kept += 1
+
+
+class Committer:
+    """Runs and commits batches of jobs. Only one thread at a time may use it."""
+
+    def __init__(self, environment: Environment, now_ns: Callable[[], int]) -> None:
+        self.identity = environment.identity
+        """As committed; so are the counters."""
+        self.commits = 0
+        self.jobs = 0
+        self._env = environment.env
+        self._tables = environment.tables
+        self._holder = environment.holder
+        self._bytes_max = environment.size_max
+        self._page_bytes = environment.env.stat()["psize"]
+        self._now_ns = now_ns
+        self._clock = HybridClock(now_ns, last=environment.clock_last)
+        self._clock_saved = environment.clock_last
+        self._states: States = dict(environment.collections)
+
+    def commit(self, batch: list[Waiting[Any]]) -> States:
+        """Run and commit a batch. Returns the collections that changed."""
+        try:
+            return self._transact(batch)
+        except (lmdb.Error, StoreFullError) as exc:
+            if len(batch) == 1:
+                return self._commit_after(exc, batch)
+        # Most likely for space that one job wants: now each by itself.
+        changed: States = {}
+        for waiting in batch:
+            changed |= self.commit([waiting])
+        return changed
+
+    def _commit_after(
+        self, failure: lmdb.Error | StoreFullError, batch: list[Waiting[Any]]
+    ) -> States:
+        """Commit a job again if that may help, else let it fail."""
+        if not isinstance(failure, lmdb.MapFullError) or self._holder is None:
+            batch[0].fail(failure)
+            return {}
+        try:
+            # The state that was held may take what room there is.
+            self._holder.hold(self._holder.capture())
+            return self._transact(batch)
+        except (lmdb.Error, StoreError) as exc:
+            batch[0].fail(exc)
+            return {}
+
+    def _transact(self, batch: list[Waiting[Any]]) -> States:
+        progress = _Progress(self.identity, self._states)
+        raw = self._env.begin(write=True, buffers=True)
+        try:
+            if len(batch) == 1:
+                self._run_job(batch[0], raw, progress)
+                if not progress.kept:
+                    return {}
+            else:
+                for waiting in batch:
+                    self._run_nested(waiting, raw, progress)
+            self._save(raw, progress.changed)
+            self._check_size(raw, progress)
+            raw.commit()
+        finally:
+            raw.abort()
+        self.identity = progress.identity
+        self._states |= progress.changed
+        self._clock_saved = self._clock.last
+        self.commits += 1
+        self.jobs += len(batch)
+        return progress.changed
+
+    def _run_nested(
+        self, waiting: Waiting[Any], parent: lmdb.Transaction[memoryview], progress: _Progress
+    ) -> None:
+        child = self._env.begin(parent=parent, write=True, buffers=True)
+        try:
+            kept = progress.kept
+            self._run_job(waiting, child, progress)
+            if progress.kept > kept:
+                child.commit()
+        finally:
+            child.abort()
+
+    def _run_job(
+        self, waiting: Waiting[Any], raw: lmdb.Transaction[memoryview], progress: _Progress
+    ) -> None:
+        """Run a job on what those before it left."""
+        txn = WriteTransaction(
+            raw,
+            self._tables,
+            self._now_ns,
+            self._clock,
+            progress.identity,
+            ChainMap(progress.changed, progress.before),
+        )
+        if waiting.run(txn):
+            progress.keep(txn)
+
+    def _save(self, raw: lmdb.Transaction[memoryview], changed: States) -> None:
+        """Write what is kept in memory beside the records."""
+        for number, state in changed.items():
+            if state is not None:
+                record = records.pack_collection(state)
+                raw.put(keys.collection(number), record, db=self._tables.collections)
+        if self._clock.last != self._clock_saved:
+            raw.put(schema.META_CLOCK, keys.number(self._clock.last), db=self._tables.meta)
+
+    def _check_size(self, raw: lmdb.Transaction[memoryview], progress: _Progress) -> None:
+        """Raises StoreFullError if jobs let the database grow beyond its limit.
+
+        What only makes room or keeps checkpoints may use the reserve.
+        """
+        if not progress.grew:
+            return
+        # Measuring takes as long as a few puts: only where the file is about as large as allowed.
+        file_bytes = (self._env.info()["last_pgno"] + 1) * self._page_bytes
+        if file_bytes + progress.grew <= self._bytes_max:
+            return
+        with self._env.begin() as committed:
+            before = self._tables.bytes_used(committed)
+        used = self._tables.bytes_used(raw)
+        if used > self._bytes_max and used > before:
+            raise StoreFullError(
+                "the database has reached its size limit: delete something, or open it with more",
+                bytes_max=self._bytes_max,
+            )

@@ -1,0 +1,60 @@
+"""Jobs: what writers hand to the engine, and what came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import lmdb
+import trio
+
+from trio_p2p.errors import StoreClosedError, StoreError
+from trio_p2p.store.transaction import WriteTransaction, store_error
+
+T = TypeVar("T")
+Job = Callable[[WriteTransaction], T]
+"""Runs in the writer's thread. It must leave no trace outside its transaction but its result: when
+a commit fails that it shared with others, it runs once more by itself."""
+
+
+class Waiting(Generic[T]):
+    """A job in the queue, and what came of it."""
+
+    __slots__ = ("_error", "_job", "_values", "done")
+
+    def __init__(self, job: Job[T]) -> None:
+        self.done = trio.Event()
+        self._job = job
+        self._values: list[T] = []
+        self._error: BaseException | None = None
+
+    def run(self, txn: WriteTransaction) -> bool:
+        """Run it; whether its changes are to be kept. Raises lmdb.MapFullError."""
+        self._values, self._error = [], None
+        try:
+            self._values.append(self._job(txn))
+        except lmdb.MapFullError:
+            # It may fit when it is run by itself.
+            raise
+        except Exception as exc:  # A guard: a job's failure is its caller's, not the writer's.
+            if isinstance(exc, lmdb.Error):
+                self.fail(exc)
+            else:
+                self._error = exc
+        return self._error is None
+
+    def fail(self, cause: lmdb.Error | StoreError) -> None:
+        """Note that the commit failed; what LMDB raised is chained to our error for it."""
+        if isinstance(cause, StoreError):
+            self._error = cause
+        else:
+            self._error = store_error(cause)
+            self._error.__cause__ = cause
+
+    def result(self) -> T:
+        """What it returned; raises what it raised, StoreClosedError if it never ran."""
+        if self._error is not None:
+            raise self._error
+        if not self._values:
+            raise StoreClosedError("the database was closed before this was written")
+        return self._values[0]
