@@ -75,6 +75,7 @@ from trio_p2p.security.identity import TLSIdentity
 from trio_p2p.security.keystore import FileKeyStore, KeyStore, MemoryKeyStore
 from trio_p2p.store.database import (
     Batch,
+    Blob,
     Change,
     Collection,
     CompactResult,
@@ -95,6 +96,7 @@ __all__ = [
     "Collection",
     "Batch",
     "Change",
+    "Blob",
     "Document",
     "Version",
     "VersionVector",

@@ -12,6 +12,8 @@ MIB: Final = 2**20
 DOCUMENT_ID_BYTES_MAX: Final = 240
 # Sync Gateway's own cap on one document, so that what we accept can be relayed.
 BODY_BYTES_MAX: Final = 20 * MIB
+# Far more than replicates in sensible time; a peer cannot send more than its document announces.
+BLOB_BYTES_MAX: Final = 2**40
 # Deep enough for any real document; far below what would exhaust the interpreter's stack.
 BODY_DEPTH_MAX: Final = 100
 # Couchbase Lite's limit on scope and collection names.
@@ -48,6 +50,11 @@ TIDY_RECORDS: Final = 500
 TIDY_INTERVAL_S: Final = 60.0
 # What a power cut may take with it where commits do not wait for the disk.
 SYNC_INTERVAL_S: Final = 1.0
+# How long a blob that no document ever named is kept: for a program that saves it in one run and
+# names it in the next.
+BLOB_UNNAMED_S: Final = 3600
+# A call in a thread costs some 100 microseconds, as much as reading or hashing a part of this size.
+BLOB_PART_BYTES: Final = 256 * 1024
 # Documents or changes read in one snapshot before other tasks get a turn (about a millisecond).
 SCAN_SLICE_ROWS: Final = 200
 # Bodies read in one snapshot: a slice of large documents ends earlier.

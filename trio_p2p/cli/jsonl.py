@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from trio_p2p import Document, InvalidDocumentError
+from trio_p2p import Blob, Document, InvalidDocumentError
 
 ID_KEY = "_id"
 
@@ -33,4 +33,10 @@ def parse_document(line: bytes) -> tuple[str, dict[str, Any]]:
 
 def format_document(document: Document) -> bytes:
     """Write a document as one line, which ends with a newline."""
-    return orjson.dumps({ID_KEY: document.id, **document.body}, option=orjson.OPT_APPEND_NEWLINE)
+    body = {ID_KEY: document.id, **document.body}
+    return orjson.dumps(body, default=_blob_properties, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _blob_properties(value: Any) -> Any:
+    assert isinstance(value, Blob)
+    return value.blob_properties()

@@ -17,6 +17,7 @@ import orjson
 
 from trio_p2p import limits
 from trio_p2p.errors import BlobNotFoundError, InvalidDocumentError
+from trio_p2p.model.blob import BlobValue, named_digest
 
 # Top-level names that Couchbase Lite and Sync Gateway keep for themselves.
 RESERVED_KEYS = frozenset(
@@ -30,9 +31,10 @@ def encode_body(body: Mapping[str, Any]) -> bytes:
     """Check a body and write it as CBOR.
 
     Takes a mapping of `str` to text, finite numbers, integers of 64 bits, booleans, None, lists,
-    tuples, mappings and aware datetimes (written as RFC 3339 text).
+    tuples, mappings, blobs and aware datetimes (written as RFC 3339 text).
 
-    Raises: InvalidDocumentError for anything else; BlobNotFoundError for a blob not held.
+    Raises: InvalidDocumentError for anything else; BlobNotFoundError for what names a blob by no
+    digest. Whether a database holds the blob is not known here.
     """
     if not isinstance(body, Mapping):
         raise InvalidDocumentError("a body is a mapping", got=type(body).__name__)
@@ -131,14 +133,16 @@ def _plain(value: Any, depth: int) -> Any:
         return value.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     if isinstance(value, str):
         return str(value)
+    if isinstance(value, BlobValue):
+        return _plain_mapping(value.blob_properties(), depth + 1)
     raise InvalidDocumentError("a body cannot hold this type", type=kind.__name__)
 
 
 def _plain_mapping(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
     if depth > limits.BODY_DEPTH_MAX:
         raise InvalidDocumentError("a body is nested too deeply", limit=limits.BODY_DEPTH_MAX)
-    if value.get("@type") == "blob" and "digest" in value:
-        raise BlobNotFoundError("the database does not hold this blob", digest=value["digest"])
+    if value.get("@type") == "blob" and "digest" in value and named_digest(value) is None:
+        raise BlobNotFoundError("this is no digest of a blob", digest=value["digest"])
     plain = {}
     for key, item in value.items():
         if type(key) is not str:

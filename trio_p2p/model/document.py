@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from trio_p2p.ids import DocumentID, Sequence
+from trio_p2p.model.blob import may_name_blobs, with_blobs
 from trio_p2p.model.codec import decode_body
 from trio_p2p.model.version import (
     TREE_SOURCE,
@@ -84,7 +86,7 @@ class Revision:
 
 
 class CollectionName(Protocol):
-    """What a document tells of the collection it is in."""
+    """What a document knows of the collection it is in."""
 
     @property
     def name(self) -> str: ...
@@ -92,6 +94,7 @@ class CollectionName(Protocol):
     def scope(self) -> str: ...
     @property
     def full_name(self) -> str: ...
+    def make_blob(self, properties: Mapping[str, Any]) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,8 +123,12 @@ class Document:
 
     @property
     def body(self) -> dict[str, Any]:
-        """A fresh dict, yours to change; empty for a tombstone."""
-        return decode_body(self.revision.body)
+        """A fresh dict, yours to change, with a `Blob` where one is; empty for a tombstone."""
+        body = decode_body(self.revision.body)
+        if may_name_blobs(self.revision.body):
+            make_blob = self.collection.make_blob
+            return {key: with_blobs(value, make_blob) for key, value in body.items()}
+        return body
 
     @property
     def version(self) -> Version:

@@ -15,10 +15,11 @@ from trio_p2p.model.document import Revision
 from trio_p2p.replication.knowledge import RemoteKnowledge
 from trio_p2p.replication.link import Link
 from trio_p2p.replication.messages import RevisionOutcome, SentRevision
-from trio_p2p.store import conflicts, documents
+from trio_p2p.store import blob_uses, conflicts, documents
 from trio_p2p.store.transaction import WriteTransaction
 
 # Transient for every peer; unlike 503, it does not make Couchbase Lite drop the connection.
+STATUS_NOT_FOUND = 404
 STATUS_LATER = 429
 STATUS_CONFLICT = 409
 STATUS_INSUFFICIENT_STORAGE = 507
@@ -104,6 +105,10 @@ class Inserter:
             txn.clock.see(arrived.vector.greatest().time)
         except ClockSkewError as exc:
             return Insertion(RevisionOutcome(STATUS_LATER, str(exc), retryable=True))
+        lacking = blob_uses.missing(txn, arrived.body)
+        if lacking:
+            error = blob_uses.not_held(lacking)
+            return Insertion(RevisionOutcome(STATUS_NOT_FOUND, str(error)))
         head = documents.head(txn, self._link.number, sent.document_id)
         match judge_arrival(head.revision if head else None, arrived):
             case Arrival.HELD:

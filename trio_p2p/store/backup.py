@@ -15,11 +15,12 @@ import lmdb
 
 from trio_p2p.errors import DatabaseExistsError, StoreError
 from trio_p2p.store import files, identity
+from trio_p2p.store.blob_files import BlobFiles
 from trio_p2p.store.environment import DATA_FILE, Environment
 from trio_p2p.store.transaction import store_error
 
 
-def make_backup(environment: Environment, target: Path) -> None:
+def make_backup(environment: Environment, blob_files: BlobFiles, target: Path) -> None:
     """Copy the database as it is now. Blocks, but neither readers nor writers.
 
     Raises: DatabaseExistsError; StoreError for what the operating system refuses.
@@ -30,6 +31,8 @@ def make_backup(environment: Environment, target: Path) -> None:
     try:
         unfinished.mkdir(parents=True)
         _copy(environment, unfinished)
+        # Afterwards: none is removed meanwhile, so all that the copy names are still there.
+        blob_files.copy_to(unfinished)
         unfinished.rename(target)
         files.sync_directory(target.parent)
     except OSError as exc:

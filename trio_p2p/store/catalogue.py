@@ -12,7 +12,7 @@ import lmdb
 
 from trio_p2p.errors import CollectionNotFoundError, ConfigurationError
 from trio_p2p.ids import Sequence
-from trio_p2p.store import checkpoints, expirations, keys, remotes, schema
+from trio_p2p.store import blob_uses, checkpoints, expirations, keys, remotes, schema
 from trio_p2p.store.records import CollectionState
 from trio_p2p.store.transaction import ReadTransaction, WriteTransaction
 
@@ -67,8 +67,8 @@ def erase(txn: WriteTransaction, limit: int) -> None:
         return
     prefix = bytes(dropped.key())
     limit -= expirations.erase(txn, keys.read_collection(prefix)[0], limit)
-    for table, start in _places(txn, prefix):
-        limit -= _erase(txn, table, start, limit)
+    for table, start, uses in _places(txn, prefix):
+        limit -= _erase(txn, table, start, uses, limit)
     if limit <= 0:
         return
     txn.raw.delete(prefix, b"", txn.tables.dropped)
@@ -81,20 +81,29 @@ def _find(txn: WriteTransaction, full_name: str) -> int | None:
     return None
 
 
-def _places(txn: WriteTransaction, prefix: bytes) -> Iterator[tuple[lmdb._Database, bytes]]:
-    """Where records of a collection stand: tables, and how their keys begin there."""
+def _places(
+    txn: WriteTransaction, prefix: bytes
+) -> Iterator[tuple[lmdb._Database, bytes, bytes | None]]:
+    """Where records of a collection stand: tables, how their keys begin there, and for revisions
+    what their uses of blobs are filed under.
+    """
     tables = txn.tables
-    for table in (tables.documents, tables.changes, tables.conflicts):
-        yield table, prefix
+    yield tables.documents, prefix, blob_uses.CURRENT
+    yield tables.conflicts, prefix, blob_uses.CONFLICTING
+    yield tables.changes, prefix, None
     for remote in remotes.numbers(txn):
-        yield tables.known, keys.known_prefix(remote) + prefix
+        yield tables.known, keys.known_prefix(remote) + prefix, None
 
 
-def _erase(txn: WriteTransaction, table: lmdb._Database, prefix: bytes, limit: int) -> int:
+def _erase(
+    txn: WriteTransaction, table: lmdb._Database, prefix: bytes, uses: bytes | None, limit: int
+) -> int:
     """Remove records whose keys begin with `prefix`; returns how many."""
     cursor = txn.raw.cursor(table)
     count = 0
     while count < limit and cursor.set_range(prefix) and cursor.key()[: len(prefix)] == prefix:
+        if uses is not None:
+            blob_uses.forget(txn, uses, bytes(cursor.key()), cursor.value())
         cursor.delete()
         count += 1
     return count

@@ -7,7 +7,7 @@ writer's thread only stores. Document IDs and versions come back as the values o
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
@@ -18,10 +18,13 @@ import trio
 from trio_p2p import ids, limits
 from trio_p2p.errors import ConflictError
 from trio_p2p.ids import DocumentID, Sequence
+from trio_p2p.model.blob import digests
 from trio_p2p.model.codec import encode_body
 from trio_p2p.model.document import Document
 from trio_p2p.model.version import Version
 from trio_p2p.store import changes, documents, expirations
+from trio_p2p.store.blob_uses import not_held
+from trio_p2p.store.blobs import Blob
 from trio_p2p.store.documents import ANY, Stored
 from trio_p2p.store.edits import Batch, Body, Edit, Expected, Purge, apply_all, as_document
 from trio_p2p.store.records import ChangeRow
@@ -165,7 +168,7 @@ class Collection:
         Raises: on leaving, what `put` and `delete` raise, for the first edit that fails.
         Cancelling: either leaves no trace, or has no effect.
         """
-        batch = Batch()
+        batch = Batch(self)
         try:
             yield batch
         finally:
@@ -193,6 +196,16 @@ class Collection:
         up; otherwise it waits for more. A slow consumer costs nothing and misses nothing.
         """
         return ChangeIterator(self, Sequence(max(since, 0)), live)
+
+    def make_blob(self, properties: Mapping[str, Any]) -> Blob:
+        """The object for a mapping in a body that names a blob."""
+        return self._engine.blobs.named(properties)
+
+    def check_blobs(self, body: bytes) -> None:
+        """Raises BlobNotFoundError if an encoded body names a blob that is not held now."""
+        lacking = {sha1 for sha1 in digests(body) if not self._engine.blob_files.has(sha1)}
+        if lacking:
+            raise not_held(lacking)
 
     def read(self) -> ReadTransaction:
         """A snapshot, as `Engine.read`. Raises StoreClosedError, CollectionNotFoundError."""

@@ -16,6 +16,7 @@ import lmdb
 from trio_p2p.errors import StoreError, StoreFullError
 from trio_p2p.model.clock import HybridClock
 from trio_p2p.store import keys, records, schema
+from trio_p2p.store.blob_files import BlobFiles
 from trio_p2p.store.environment import Environment
 from trio_p2p.store.jobs import Waiting
 from trio_p2p.store.records import CollectionState, Identity
@@ -45,7 +46,9 @@ class _Progress:
 class Committer:
     """Runs and commits batches of jobs. Only one thread at a time may use it."""
 
-    def __init__(self, environment: Environment, now_ns: Callable[[], int]) -> None:
+    def __init__(
+        self, environment: Environment, blob_files: BlobFiles, now_ns: Callable[[], int]
+    ) -> None:
         self.identity = environment.identity
         """As committed; so are the counters."""
         self.commits = 0
@@ -53,6 +56,7 @@ class Committer:
         self._env = environment.env
         self._tables = environment.tables
         self._holder = environment.holder
+        self._blob_files = blob_files
         self._bytes_max = environment.size_max
         self._page_bytes = environment.env.stat()["psize"]
         self._now_ns = now_ns
@@ -134,6 +138,7 @@ class Committer:
             self._clock,
             progress.identity,
             ChainMap(progress.changed, progress.before),
+            self._blob_files,
         )
         if waiting.run(txn):
             progress.keep(txn)

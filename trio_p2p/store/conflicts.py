@@ -8,14 +8,18 @@ from __future__ import annotations
 from trio_p2p.ids import DocumentID, Sequence
 from trio_p2p.model.document import Revision
 from trio_p2p.model.version import Order, Version
-from trio_p2p.store import keys, records
+from trio_p2p.store import blob_uses, keys, records
 from trio_p2p.store.transaction import ReadTransaction, WriteTransaction
 
 
 def add(
     txn: WriteTransaction, collection: int, document_id: DocumentID, revision: Revision
 ) -> None:
-    """Let a revision wait, in place of those it includes; nothing if it waits already."""
+    """Let a revision wait, in place of those it includes; nothing if it waits already.
+
+    Raises: BlobNotFoundError.
+    """
+    blob_uses.check(txn, revision.body)
     for waiting in of_document(txn, collection, document_id):
         order = revision.compare(waiting)
         if order is Order.SAME:
@@ -25,6 +29,7 @@ def add(
     key = keys.conflict(collection, document_id, revision.version)
     record = records.pack_revision(revision, Sequence(0))
     txn.raw.put(key, record, db=txn.tables.conflicts)
+    blob_uses.note(txn, blob_uses.CONFLICTING, key, revision.body)
     txn.note_growth(len(record))
 
 
@@ -45,7 +50,11 @@ def remove(
     txn: WriteTransaction, collection: int, document_id: DocumentID, version: Version
 ) -> None:
     """Let a revision wait no longer; nothing if it does not."""
-    txn.raw.delete(keys.conflict(collection, document_id, version), b"", txn.tables.conflicts)
+    key = keys.conflict(collection, document_id, version)
+    record = txn.raw.get(key, None, txn.tables.conflicts)
+    if record is not None:
+        blob_uses.forget(txn, blob_uses.CONFLICTING, key, record)
+        txn.raw.delete(key, b"", txn.tables.conflicts)
 
 
 def documents(

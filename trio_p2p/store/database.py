@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,9 @@ from pathlib import Path
 from trio_p2p import ids, limits
 from trio_p2p.errors import CollectionNotFoundError, ConfigurationError
 from trio_p2p.ids import DatabaseID
-from trio_p2p.store import catalogue, identity, schema
+from trio_p2p.model.blob import DEFAULT_CONTENT_TYPE
+from trio_p2p.store import catalogue, garbage, identity, schema
+from trio_p2p.store.blobs import Blob
 from trio_p2p.store.collection import Change, ChangeIterator, Collection, DocumentIterator
 from trio_p2p.store.edits import Batch, Body, Expected
 from trio_p2p.store.engine import Engine, open_engine
@@ -21,6 +23,7 @@ from trio_p2p.store.transaction import WriteTransaction
 
 __all__ = [
     "Batch",
+    "Blob",
     "Body",
     "Change",
     "ChangeIterator",
@@ -56,9 +59,11 @@ class DatabaseStatistics:
 
 @dataclass(frozen=True, slots=True)
 class CompactResult:
-    """`bytes_freed` can be used by later writes."""
+    """What was dropped. `bytes_freed` are of the data file, where later writes use them."""
 
     bytes_freed: int
+    blobs_removed: int
+    blob_bytes_freed: int
 
 
 @asynccontextmanager
@@ -164,17 +169,38 @@ class Database:
         self._collections.pop(number, None)
         self.engine.tidy_soon()
 
-    async def compact(self) -> CompactResult:
-        """Drop now what nothing needs: documents that are due, and what deleted collections held.
+    async def save_blob(
+        self, data: bytes | AsyncIterable[bytes], content_type: str = DEFAULT_CONTENT_TYPE
+    ) -> Blob:
+        """Save a blob, for documents to name: put what this returns into a body.
 
-        The data file does not get shorter; what is free in it is used by later writes.
+        It is durable when this returns. Blobs of the same content are kept once. One that no
+        document names is dropped by `compact`, though not while the program has its `Blob`.
+
+        Raises: InvalidDocumentError if `data` or `content_type` is of another type, or there is too
+        much of it; StoreError if it cannot be written, StoreClosedError; what the iterable raises.
+        Cancelling: leaves no trace, or that of a blob that no document names.
+        """
+        return await self.engine.blobs.save(data, content_type)
+
+    async def compact(self) -> CompactResult:
+        """Drop what nothing needs: documents that are due, what deleted collections held, blobs.
+
+        A blob that no document names any more is dropped; one that none ever named is spared for an
+        hour after it was saved, and as long as the program has its `Blob`. The data file does not
+        get shorter; what is free in it is used by later writes. Waits for a running backup.
 
         Raises: StoreError, StoreClosedError.
         Cancelling: what was dropped stays dropped.
         """
         before = self.engine.statistics().bytes_used
         await self.engine.tidy()
-        return CompactResult(bytes_freed=max(before - self.engine.statistics().bytes_used, 0))
+        removed = await garbage.remove_unneeded(self.engine)
+        return CompactResult(
+            bytes_freed=max(before - self.engine.statistics().bytes_used, 0),
+            blobs_removed=removed.blobs,
+            blob_bytes_freed=removed.bytes,
+        )
 
     async def backup(self, path: str | PathLike[str]) -> None:
         """Copy the database as it is now to a directory that must not exist, while in use.

@@ -22,15 +22,18 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import lmdb
 
 from trio_p2p.errors import StoreCorruptError, StoreError
 from trio_p2p.store import files, identity
 from trio_p2p.store.transaction import store_error
+
+T = TypeVar("T")
 
 HELD_FILE: Final = "held"
 
@@ -75,6 +78,11 @@ class Holder:
             self._make_durable(state)
             self._held.reader.abort()
             self._held = state
+
+    def ask(self, question: Callable[[lmdb.Transaction[bytes]], T]) -> T:
+        """The answer of the state that is held."""
+        with self._holding:
+            return question(self._held.reader)
 
     def end(self) -> None:
         """Make everything durable: from now on the data file is whole by itself."""

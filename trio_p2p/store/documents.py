@@ -10,7 +10,7 @@ from trio_p2p.errors import ConflictError, DocumentNotFoundError
 from trio_p2p.ids import DocumentID, Sequence
 from trio_p2p.model.document import EMPTY_BODY, Revision
 from trio_p2p.model.version import Version, VersionVector
-from trio_p2p.store import keys, records
+from trio_p2p.store import blob_uses, keys, records
 from trio_p2p.store.records import Stored
 from trio_p2p.store.transaction import ReadTransaction, WriteTransaction
 
@@ -53,8 +53,9 @@ def put_revision(
 ) -> Sequence:
     """Make a revision current under a new sequence, whatever was current before.
 
-    Raises: ClockSkewError, with nothing changed.
+    Raises: ClockSkewError, BlobNotFoundError, with nothing changed.
     """
+    blob_uses.check(txn, revision.body)
     txn.clock.see(max(revision.vector).time)
     raw, tables = txn.raw, txn.tables
     state = txn.collection(collection)
@@ -63,12 +64,14 @@ def put_revision(
     old = raw.get(key, None, tables.documents)
     if old is not None:
         was_deleted, old_sequence = records.unpack_place(old)
+        blob_uses.forget(txn, blob_uses.CURRENT, key, old)
         raw.delete(keys.change(collection, old_sequence), b"", tables.changes)
         state.count -= not was_deleted
     sequence = state.last_sequence = Sequence(state.last_sequence + 1)
     state.count += not revision.deleted
     record = records.pack_revision(revision, sequence)
     raw.put(key, record, db=tables.documents)
+    blob_uses.note(txn, blob_uses.CURRENT, key, revision.body)
     row = records.pack_change(revision, name)
     raw.put(keys.change(collection, sequence), row, db=tables.changes)
     if not revision.deleted:
@@ -86,7 +89,7 @@ def edit(
     """Edit a document here: a new version with this body, or a tombstone for None.
 
     Raises: ConflictError, whose `current` is a Stored or None; DocumentNotFoundError if there is
-    nothing to delete; CollectionNotFoundError.
+    nothing to delete; BlobNotFoundError; CollectionNotFoundError.
     """
     txn.collection(collection)
     current = head(txn, collection, document_id)

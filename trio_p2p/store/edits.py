@@ -61,13 +61,16 @@ class Batch:
     They are applied in the order they were asked for, so a document may be edited twice.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, collection: Collection) -> None:
+        self._collection = collection
         self._edits: list[Edit | Purge] = []
         self._closed = False
 
     def put(self, document_id: str, body: Body, *, expected: Expected = ANY) -> None:
         """Create or replace a document. Raises InvalidDocumentError, BlobNotFoundError."""
-        self._add(Edit(ids.document_id(document_id), encode_body(body), expected))
+        encoded = encode_body(body)
+        self._collection.check_blobs(encoded)
+        self._add(Edit(ids.document_id(document_id), encoded, expected))
 
     def delete(self, document_id: str, *, expected: Expected = ANY) -> None:
         """Replace a document by a tombstone. Raises InvalidDocumentError."""

@@ -20,12 +20,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, TypeVar
 
+import lmdb
 import trio
 
 from trio_p2p import limits
 from trio_p2p.errors import CollectionNotFoundError, StoreClosedError
 from trio_p2p.ids import DatabaseID, Sequence, SourceID
 from trio_p2p.store.backup import make_backup
+from trio_p2p.store.blob_files import BlobFiles
+from trio_p2p.store.blobs import Blobs
 from trio_p2p.store.committer import Committer, States
 from trio_p2p.store.deferred import Holder, State
 from trio_p2p.store.environment import DATA_FILE, Environment, open_environment
@@ -87,10 +90,14 @@ class Engine:
         """Reads the wall clock: nanoseconds since 1970."""
         self._environment = environment
         self._collections = environment.collections
-        self._committer = Committer(environment, clock)
+        self.blob_files = BlobFiles(environment.path, clock)
+        """What holds blobs; its methods block."""
+        self._committer = Committer(environment, self.blob_files, clock)
         self._identity = environment.identity
         self._run_sync = run_sync
-        self._run_aside = run_aside
+        self.run_aside = run_aside
+        """Calls what blocks on files other than LMDB's."""
+        self.blobs = Blobs(self)
         self.copying = trio.Lock()
         """Held by whoever copies the files of the database, or removes any beside LMDB's."""
         self._send, self._receive = trio.open_memory_channel[Waiting[Any]](
@@ -180,7 +187,15 @@ class Engine:
         Cancelling: once it was begun, has no effect.
         """
         async with self.copying:
-            await self._run_aside(self._back_up, target)
+            await self.run_aside(self._back_up, target)
+
+    def ask_committed(self, question: Callable[[lmdb.Transaction[Any]], T]) -> list[T]:
+        """For a job: the answers of each state that was committed and that a restart may find."""
+        with self._environment.env.begin() as newest:
+            answers = [question(newest)]
+        if self._environment.holder is not None:
+            answers.append(self._environment.holder.ask(question))
+        return answers
 
     async def tidy(self) -> None:
         """Do now what the janitor has yet to do. Cancelling: it is done later."""
@@ -202,7 +217,7 @@ class Engine:
         async with self._syncing:
             # As a job, since no commit may come between its steps.
             state = await self._submit(lambda _: holder.capture())
-            await self._run_aside(self._hold, holder, state)
+            await self.run_aside(self._hold, holder, state)
 
     def statistics(self) -> EngineStatistics:
         """Counters and sizes. Raises StoreClosedError."""
@@ -256,7 +271,7 @@ class Engine:
                         nursery.start_soon(self._syncer.run)
                     await self._write_all()
                 # Not here but in a thread: it waits for a backup.
-                await self._run_aside(self._usage.close, self._environment.close)
+                await self.run_aside(self._usage.close, self._environment.close)
         finally:
             self.abort()
             self._ended.set()
@@ -303,7 +318,7 @@ class Engine:
 
     def _back_up(self, target: Path) -> None:
         with self._usage.using():
-            make_backup(self._environment, target)
+            make_backup(self._environment, self.blob_files, target)
 
     def _commit(self, batch: list[Waiting[Any]]) -> States:
         """In the thread: run and commit a batch. Returns the collections that changed."""

@@ -28,6 +28,7 @@ from trio_p2p.errors import (
 )
 from trio_p2p.ids import DatabaseID, source_id
 from trio_p2p.store import identity, keys, records, schema
+from trio_p2p.store.blob_files import clear_unfinished
 from trio_p2p.store.deferred import Holder, recover
 from trio_p2p.store.migrations import MIGRATIONS, migrate
 from trio_p2p.store.records import CollectionState, Identity
@@ -84,6 +85,7 @@ def open_environment(
     try:
         with _naming_path(path):
             recover(path / DATA_FILE)
+            clear_unfinished(path)
             env = _open_lmdb(path, size_max, sync and durable)
             try:
                 # Before the first commit, even where that makes the database.

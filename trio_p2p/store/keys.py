@@ -19,7 +19,8 @@ from trio_p2p.model.version import Version
 KEY_BYTES_MAX: Final = 511
 _VERSION_BYTES: Final = 24
 _SEQUENCE_MAX: Final = 2**64 - 1
-assert 4 + limits.DOCUMENT_ID_BYTES_MAX + 1 + _VERSION_BYTES <= KEY_BYTES_MAX
+_SHA1_BYTES: Final = 20
+assert _SHA1_BYTES + 1 + 4 + limits.DOCUMENT_ID_BYTES_MAX + 1 + _VERSION_BYTES <= KEY_BYTES_MAX
 
 _collection = struct.Struct(">I")
 _sequence = struct.Struct(">IQ")
@@ -71,6 +72,11 @@ def conflicts(collection: int, document_id: DocumentID) -> bytes:
 def conflict(collection: int, document_id: DocumentID, version: Version) -> bytes:
     """The key of one conflicting revision of a document."""
     return conflicts(collection, document_id) + version.to_bytes()
+
+
+def blob_use(sha1: bytes, place: bytes, key: bytes) -> bytes:
+    """The key that tells of a revision which names a blob: its table's sign, and its key there."""
+    return sha1 + place + key
 
 
 def read_document(key: memoryview) -> DocumentID:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trio_p2p.ids import DocumentID
-from trio_p2p.store import conflicts, expirations, keys, records, remotes
+from trio_p2p.store import blob_uses, conflicts, expirations, keys, records, remotes
 from trio_p2p.store.transaction import WriteTransaction
 
 
@@ -14,10 +14,13 @@ def purge(txn: WriteTransaction, collection: int, document_id: DocumentID) -> bo
     """
     state = txn.collection(collection)
     tables = txn.tables
-    old = txn.raw.pop(keys.document(collection, document_id), tables.documents)
+    key = keys.document(collection, document_id)
+    old = txn.raw.get(key, None, tables.documents)
     if old is None:
         return False
     deleted, sequence = records.unpack_place(old)
+    blob_uses.forget(txn, blob_uses.CURRENT, key, old)
+    txn.raw.delete(key, b"", tables.documents)
     txn.raw.delete(keys.change(collection, sequence), b"", tables.changes)
     state.count -= not deleted
     for waiting in conflicts.of_document(txn, collection, document_id):

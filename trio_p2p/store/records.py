@@ -12,10 +12,13 @@ from typing import Final, NamedTuple
 
 from trio_p2p.errors import StoreCorruptError
 from trio_p2p.ids import DatabaseID, DocumentID, Sequence, SourceID
+from trio_p2p.model import blob
 from trio_p2p.model.document import EMPTY_BODY, Revision
 from trio_p2p.model.version import RevisionID, TreeRevisionID, Version, VersionVector
 
+# Flags of a revision record; the first one is also a change row's.
 _DELETED: Final = 1
+_MAY_NAME_BLOBS: Final = 2
 _NO_SEQUENCE: Final = Sequence(0)
 
 # A revision: flags, sequence, bytes of the vector, bytes of the tree revision IDs.
@@ -69,7 +72,8 @@ def pack_revision(revision: Revision, sequence: Sequence) -> bytes:
     """A revision with all it has. One that is not current has the sequence 0."""
     vector = _pack_vector(revision.vector)
     trees = b"".join(map(_pack_tree, revision.trees)) if revision.trees else b""
-    header = _HEADER.pack(revision.deleted, sequence, len(vector), len(trees))
+    flags = revision.deleted * _DELETED | blob.may_name_blobs(revision.body) * _MAY_NAME_BLOBS
+    header = _HEADER.pack(flags, sequence, len(vector), len(trees))
     return b"".join((header, vector, trees, revision.body))
 
 
@@ -91,6 +95,11 @@ def unpack_revision(raw: memoryview, *, with_body: bool = True) -> Stored:
         raise StoreCorruptError("a damaged revision record", bytes=len(raw)) from exc
     body = bytes(raw[body_at:]) if with_body else EMPTY_BODY
     return Stored(Revision(vector, body, flags & _DELETED == _DELETED, trees), sequence)
+
+
+def may_name_blobs(raw: memoryview) -> bool:
+    """Whether the body in a revision record may name any blob, without reading it."""
+    return raw[0] & _MAY_NAME_BLOBS != 0
 
 
 def unpack_place(raw: memoryview) -> tuple[bool, Sequence]:

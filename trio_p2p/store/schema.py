@@ -44,6 +44,7 @@ class Tables:
     """Handles of the named databases; each name is the attribute's."""
 
     __slots__ = (
+        "blob_uses",
         "changes",
         "checkpoint_uses",
         "collections",
@@ -65,6 +66,7 @@ class Tables:
     documents: lmdb._Database
     changes: lmdb._Database
     conflicts: lmdb._Database
+    blob_uses: lmdb._Database
     dropped: lmdb._Database
     expirations: lmdb._Database
     expiring: lmdb._Database

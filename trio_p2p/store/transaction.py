@@ -24,6 +24,7 @@ from trio_p2p.errors import (
 from trio_p2p.ids import SourceID
 from trio_p2p.model.clock import HybridClock
 from trio_p2p.model.version import Version
+from trio_p2p.store.blob_files import BlobFiles
 from trio_p2p.store.records import CollectionState, Identity
 from trio_p2p.store.schema import Tables
 
@@ -58,7 +59,7 @@ class ReadTransaction:
 class WriteTransaction(ReadTransaction):
     """What a job may change. Counters and records alike vanish if the job raises."""
 
-    __slots__ = ("changed", "clock", "collections", "grew", "identity")
+    __slots__ = ("blob_files", "changed", "clock", "collections", "grew", "identity")
 
     def __init__(
         self,
@@ -68,6 +69,7 @@ class WriteTransaction(ReadTransaction):
         clock: HybridClock,
         identity: Identity,
         collections: Mapping[int, CollectionState | None],
+        blob_files: BlobFiles,
     ) -> None:
         """`identity` and `collections` are as the jobs before this one left them."""
         super().__init__(raw, tables, now_ns)
@@ -75,6 +77,7 @@ class WriteTransaction(ReadTransaction):
         self.identity = identity
         self.collections = collections
         """By number; None stands for one that was deleted."""
+        self.blob_files = blob_files
         self.changed: dict[int, CollectionState | None] = {}
         self.grew = 0
         """By how many bytes at most, of what the size limit may refuse."""

@@ -15,7 +15,7 @@ the pusher and the resolver task do, without I/O. A seed replays its history exa
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -91,6 +91,9 @@ class _NoCollection:
     name: str = "_default"
     scope: str = "_default"
     full_name: str = "_default"
+
+    def make_blob(self, properties: Mapping[str, Any]) -> Any:
+        return properties
 
 
 _COLLECTION = _NoCollection()

@@ -179,7 +179,7 @@ def test_a_body_has_at_most_so_many_bytes(monkeypatch):
 
 
 @pytest.mark.parametrize("wrap", [lambda blob: blob, lambda blob: [blob], lambda blob: {"b": blob}])
-def test_a_blob_that_the_database_does_not_hold_is_refused(wrap):
+def test_a_blob_that_is_named_by_no_digest_is_refused(wrap):
     body = {"a": wrap({"@type": "blob", "digest": "sha1-xyz"})}
     with pytest.raises(BlobNotFoundError):
         encode_body(body)

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from trio_p2p.errors import StoreCorruptError
 from trio_p2p.ids import SourceID
+from trio_p2p.model.blob import format_digest
+from trio_p2p.model.codec import encode_body
 from trio_p2p.model.document import EMPTY_BODY, Revision
 from trio_p2p.model.version import TreeRevisionID, Version, VersionVector
-from trio_p2p.store import keys, records
+from trio_p2p.store import blob_uses, keys, records
 from trio_p2p.store.records import CollectionState
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "store_records.json"
@@ -82,6 +84,8 @@ def golden():
         trees=(tree, TreeRevisionID(2, b"\xff" * 16)),
     )
     old = Revision.from_tree((tree,), b"\xa0", deleted=False)
+    properties = {"@type": "blob", "digest": format_digest(SHA1), "length": 1}
+    naming = Revision(single.vector, encode_body({"b": properties}))
     return {
         "revision: one version": records.pack_revision(single, 5),
         "revision: merged tombstone with trees": records.pack_revision(merged, 6),
@@ -89,6 +93,7 @@ def golden():
         "change: version": records.pack_change(single, "café".encode()),
         "change: tombstone": records.pack_change(merged, b"b"),
         "change: tree": records.pack_change(old, b"c"),
+        "revision: with a blob": records.pack_revision(naming, 5),
         "revision id: version": records.pack_revision_id(single.id),
         "revision id: tree": records.pack_revision_id(tree),
         "collection": records.pack_collection(CollectionState("shop.notes", 9, 4)),
@@ -99,6 +104,7 @@ def golden():
         "key: known": keys.known(3, 2, "b"),
         "key: conflict": keys.conflict(2, "b", single.version),
         "key: expiring": keys.number(1_800_000_000_000_000) + keys.document(2, "café"),
+        "key: blob use": keys.blob_use(SHA1, blob_uses.CURRENT, keys.document(2, "café")),
         "key: text": keys.text("cp-1"),
         "key: long text": keys.text("x" * 512),
     }

@@ -1,0 +1,89 @@
+"""Blobs as bodies name them: by a digest of what they hold.
+
+A blob stands in a body as the mapping `{"@type": "blob", "digest": "sha1-…", "length": …,
+"content_type": …}`, which may have more keys. Source: Couchbase Lite's blob properties.
+"""
+
+from __future__ import annotations
+
+import binascii
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, Protocol, runtime_checkable
+
+import cbor2
+
+DEFAULT_CONTENT_TYPE: Final = "application/octet-stream"
+
+_DIGEST_PREFIX: Final = "sha1-"
+_SHA1_BYTES: Final = 20
+_DIGEST_CHARACTERS: Final = len(_DIGEST_PREFIX) + 28
+# Stands in the encoding of every body that names a blob, and in hardly any other.
+_MARK: Final = _DIGEST_PREFIX.encode()
+
+
+@runtime_checkable
+class BlobValue(Protocol):
+    """What may stand in a body where a blob is."""
+
+    def blob_properties(self) -> dict[str, Any]:
+        """The mapping that names it."""
+
+
+def format_digest(sha1: bytes) -> str:
+    """A digest as it stands in bodies, from its 20 bytes."""
+    return _DIGEST_PREFIX + b64encode(sha1).decode()
+
+
+def parse_digest(text: object) -> bytes | None:
+    """The 20 bytes of a digest; None for anything that `format_digest` does not write."""
+    if not isinstance(text, str) or len(text) != _DIGEST_CHARACTERS:
+        return None
+    try:
+        sha1 = b64decode(text[len(_DIGEST_PREFIX) :], validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return sha1 if len(sha1) == _SHA1_BYTES and format_digest(sha1) == text else None
+
+
+def named_digest(properties: Mapping[str, Any]) -> bytes | None:
+    """The digest that a mapping in a body names, None if it stands for no blob."""
+    if properties.get("@type") != "blob":
+        return None
+    return parse_digest(properties.get("digest"))
+
+
+def may_name_blobs(encoded: bytes) -> bool:
+    """Whether an encoded body may name any blob: cheap, and seldom wrong."""
+    return _MARK in encoded
+
+
+def digests(encoded: bytes) -> frozenset[bytes]:
+    """The digests of all blobs that an encoded body names."""
+    if not may_name_blobs(encoded):
+        return frozenset()
+    body = cbor2.loads(encoded)
+    return frozenset(sha1 for value in body.values() for sha1 in _digests(value))
+
+
+def with_blobs(value: Any, make_blob: Callable[[Mapping[str, Any]], Any]) -> Any:
+    """A body, or part of one, with each mapping that names a blob replaced."""
+    if isinstance(value, dict):
+        if named_digest(value) is not None:
+            return make_blob(value)
+        return {key: with_blobs(item, make_blob) for key, item in value.items()}
+    if isinstance(value, list):
+        return [with_blobs(item, make_blob) for item in value]
+    return value
+
+
+def _digests(value: Any) -> Iterator[bytes]:
+    if isinstance(value, dict):
+        digest = named_digest(value)
+        if digest is not None:
+            yield digest
+        for item in value.values():
+            yield from _digests(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _digests(item)

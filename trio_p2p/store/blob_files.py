@@ -1,0 +1,159 @@
+"""The files that blobs are kept in, each named by the digest of what it holds.
+
+A file gets its name once it is whole and on the disk, so that one with a name never changes. Until
+then it stands in a directory of its own, which is emptied at the next opening.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, Final, NamedTuple
+
+from trio_p2p import limits
+from trio_p2p.errors import InvalidDocumentError
+from trio_p2p.store import files
+
+BLOB_DIRECTORY: Final = "blobs"
+UNFINISHED_DIRECTORY: Final = "unfinished"
+
+_NAME_CHARACTERS: Final = 40
+
+
+class BlobFile(NamedTuple):
+    """A file that is there: its digest, when it was saved (nanoseconds since 1970), its size."""
+
+    sha1: bytes
+    saved_ns: int
+    length: int
+
+
+class BlobFiles:
+    """The blob files of one database. What it does blocks; any thread may use it."""
+
+    def __init__(self, directory: Path, now_ns: Callable[[], int]) -> None:
+        self._directory = directory / BLOB_DIRECTORY
+        self._unfinished = directory / UNFINISHED_DIRECTORY
+        self._now_ns = now_ns
+        # Between looking at a file and removing it, nobody may save it anew.
+        self._naming = threading.Lock()
+
+    def path(self, sha1: bytes) -> Path:
+        """Where a blob is, or would be."""
+        return self._directory / sha1.hex()
+
+    def has(self, sha1: bytes) -> bool:
+        """Whether a blob is there."""
+        return self.path(sha1).is_file()
+
+    def length(self, sha1: bytes) -> int:
+        """How many bytes a blob has; 0 if it is not there."""
+        try:
+            return self.path(sha1).stat().st_size
+        except OSError:
+            return 0
+
+    def begin(self) -> UnfinishedBlob:
+        """Begin to save one. Raises OSError."""
+        self._unfinished.mkdir(exist_ok=True)
+        return UnfinishedBlob(self._unfinished / secrets.token_hex(16), self._name)
+
+    def all(self) -> Iterator[BlobFile]:
+        """Every blob that is there. Raises OSError."""
+        try:
+            entries = os.scandir(self._directory)
+        except FileNotFoundError:
+            return
+        with entries:
+            for entry in entries:
+                if len(entry.name) == _NAME_CHARACTERS:
+                    stat = entry.stat()
+                    yield BlobFile(bytes.fromhex(entry.name), stat.st_mtime_ns, stat.st_size)
+
+    def remove_unless_saved_anew(self, blob: BlobFile) -> bool:
+        """Remove a blob, unless it was saved since it was listed. Returns whether it is gone.
+
+        Raises: OSError.
+        """
+        path = self.path(blob.sha1)
+        with self._naming:
+            try:
+                if path.stat().st_mtime_ns != blob.saved_ns:
+                    return False
+                path.unlink()
+            except FileNotFoundError:
+                pass
+        return True
+
+    def copy_to(self, directory: Path) -> None:
+        """Copy all blobs to another database's directory, durably. Raises OSError."""
+        target = BlobFiles(directory, self._now_ns)
+        for blob in self.all():
+            with self.path(blob.sha1).open("rb") as source:
+                copy = target.begin()
+                with copy:
+                    shutil.copyfileobj(source, copy.file)
+                    copy.finish_as(blob.sha1)
+        clear_unfinished(directory)
+
+    def _name(self, unfinished: Path, sha1: bytes) -> None:
+        if not self._directory.exists():
+            self._directory.mkdir(exist_ok=True)
+            files.sync_directory(self._directory.parent)
+        now_ns = self._now_ns()
+        os.utime(unfinished, ns=(now_ns, now_ns))
+        # In place of one that is there already: should that be damaged, it is whole from now on.
+        with self._naming:
+            unfinished.replace(self.path(sha1))
+        files.sync_directory(self._directory)
+
+
+def clear_unfinished(directory: Path) -> None:
+    """Remove from a database's directory what an earlier process did not finish. Raises OSError."""
+    unfinished = directory / UNFINISHED_DIRECTORY
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+
+
+class UnfinishedBlob:
+    """A blob being saved, as a context manager that removes it unless it was finished."""
+
+    def __init__(self, path: Path, name: Callable[[Path, bytes], None]) -> None:
+        self.length = 0
+        self._path = path
+        self._name = name
+        self._sha1 = hashlib.sha1(usedforsecurity=False)
+        self.file: BinaryIO = path.open("xb")
+
+    def __enter__(self) -> UnfinishedBlob:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+        self._path.unlink(missing_ok=True)
+
+    def write(self, data: bytes) -> None:
+        """Append. Raises OSError, InvalidDocumentError."""
+        if self.length + len(data) > limits.BLOB_BYTES_MAX:
+            raise InvalidDocumentError("a blob is too large", bytes_max=limits.BLOB_BYTES_MAX)
+        self._sha1.update(data)
+        self.length += len(data)
+        self.file.write(data)
+
+    def finish(self) -> bytes:
+        """Give it its name, durably; returns the digest. Raises OSError."""
+        sha1 = self._sha1.digest()
+        self.finish_as(sha1)
+        return sha1
+
+    def finish_as(self, sha1: bytes) -> None:
+        """As `finish`, where the digest is known. Raises OSError."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        self._name(self._path, sha1)

@@ -1,0 +1,79 @@
+"""Which stored revisions name which blobs, as functions of a transaction.
+
+Every revision record that names blobs, in whichever table, has a row for each of them. Who stores
+such a record calls `note`, who removes one calls `forget`, in the same transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import lmdb
+
+from trio_p2p.errors import BlobNotFoundError
+from trio_p2p.model import blob
+from trio_p2p.store import keys, records
+from trio_p2p.store.schema import Tables
+from trio_p2p.store.transaction import WriteTransaction
+
+# The parts of a use's key behind the digest: which table the record stands in.
+CURRENT: Final = b"\x01"
+CONFLICTING: Final = b"\x02"
+_NAMED_ONCE: Final = b"\x00"
+
+
+def missing(txn: WriteTransaction, body: bytes) -> list[bytes]:
+    """The digests of blobs that a body names and the database does not hold."""
+    return [
+        sha1
+        for sha1 in blob.digests(body)
+        if not is_used(txn.raw, txn.tables, sha1) and not txn.blob_files.has(sha1)
+    ]
+
+
+def check(txn: WriteTransaction, body: bytes) -> None:
+    """Raises BlobNotFoundError if a body names a blob that the database does not hold."""
+    lacking = missing(txn, body)
+    if lacking:
+        raise not_held(lacking)
+
+
+def not_held(lacking: Iterable[bytes]) -> BlobNotFoundError:
+    """The error for blobs that a body names and the database does not hold."""
+    digests = sorted(map(blob.format_digest, lacking))
+    return BlobNotFoundError("the database does not hold this blob", digest=", ".join(digests))
+
+
+def note(txn: WriteTransaction, place: bytes, key: bytes, body: bytes) -> None:
+    """A revision with this body was stored under a key of its table."""
+    for sha1 in blob.digests(body):
+        row = keys.blob_use(sha1, place, key)
+        txn.raw.put(row, b"", db=txn.tables.blob_uses)
+        txn.note_growth(len(row))
+
+
+def forget(txn: WriteTransaction, place: bytes, key: bytes, record: memoryview) -> None:
+    """The revision record under a key of its table is about to be removed."""
+    if not records.may_name_blobs(record):
+        return
+    for sha1 in blob.digests(records.unpack_revision(record).revision.body):
+        txn.raw.delete(keys.blob_use(sha1, place, key), b"", txn.tables.blob_uses)
+        # Tells it from one that was saved and is yet to be named.
+        txn.raw.put(sha1 + _NAMED_ONCE, b"", db=txn.tables.blob_uses)
+
+
+def is_used(raw: lmdb.Transaction[Any], tables: Tables, sha1: bytes) -> bool:
+    """Whether any revision in a snapshot names this blob."""
+    cursor = raw.cursor(tables.blob_uses)
+    return cursor.set_range(sha1 + CURRENT) and bytes(cursor.key())[: len(sha1)] == sha1
+
+
+def was_named(raw: lmdb.Transaction[Any], tables: Tables, sha1: bytes) -> bool:
+    """Whether any revision that is gone named this blob."""
+    return raw.get(sha1 + _NAMED_ONCE, None, tables.blob_uses) is not None
+
+
+def forget_blob(txn: WriteTransaction, sha1: bytes) -> None:
+    """A blob that nothing names was removed."""
+    txn.raw.delete(sha1 + _NAMED_ONCE, b"", txn.tables.blob_uses)

@@ -1,0 +1,229 @@
+"""Blobs as users hold them: saving, reading, and what to know of those that are held."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, BinaryIO
+from weakref import WeakValueDictionary
+
+import trio
+
+from trio_p2p import limits
+from trio_p2p.errors import (
+    BlobNotFoundError,
+    InvalidDocumentError,
+    StoreClosedError,
+    StoreCorruptError,
+    StoreError,
+)
+from trio_p2p.model.blob import format_digest, named_digest
+
+if TYPE_CHECKING:
+    from trio_p2p.store.engine import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Content of any size that documents name: put it anywhere into a body.
+
+    `digest` is `sha1-` and the base64 of its SHA-1, `length` its bytes, `content_type` a MIME type.
+    While a program has it, the content is not dropped, even if no document names it yet.
+    """
+
+    digest: str
+    length: int
+    content_type: str
+    _content: _Content = field(repr=False, compare=False)
+    _properties: Mapping[str, Any] = field(repr=False, compare=False)
+
+    def blob_properties(self) -> dict[str, Any]:
+        """The mapping that names it in a body."""
+        return dict(self._properties)
+
+    async def read(self) -> bytes:
+        """The content, checked against the digest.
+
+        Raises: BlobNotFoundError if the database does not hold it, StoreCorruptError if it was
+        damaged, StoreError if it cannot be read, StoreClosedError.
+        Cancelling: safe.
+        """
+        async with self.open() as stream:
+            return b"".join([part async for part in stream])
+
+    def open(self) -> AbstractAsyncContextManager[BlobStream]:
+        """Read the content in parts, for any size. The stream raises what `read` does.
+
+        That content was damaged is known when its end is reached.
+        """
+        return self._content.open()
+
+
+class BlobStream(trio.abc.ReceiveStream):
+    """The content of a blob; ends, as streams do, with an empty part."""
+
+    def __init__(self, file: BinaryIO, content: _Content) -> None:
+        self._file = file
+        self._content = content
+        self._sha1 = hashlib.sha1(usedforsecurity=False)
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """The next part, at most `max_bytes` of it.
+
+        Raises: StoreCorruptError at the end if it is not what was saved, StoreError.
+        Cancelling: safe.
+        """
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError("max_bytes must be 1 or more")
+        if self._file.closed:
+            raise trio.ClosedResourceError("the blob was closed")
+        with _disk_failures(self._content.engine):
+            part = await self._content.engine.run_aside(
+                self._read, max_bytes or limits.BLOB_PART_BYTES
+            )
+        if not part and self._sha1.digest() != self._content.sha1:
+            raise StoreCorruptError(
+                "a blob is damaged: restore a backup, or save it again",
+                digest=format_digest(self._content.sha1),
+            )
+        return part
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    async def aclose(self) -> None:
+        """Close the file."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def _read(self, max_bytes: int) -> bytes:
+        part = self._file.read(max_bytes)
+        self._sha1.update(part)
+        return part
+
+
+class _Content:
+    """The content of all blobs of one digest; there as long as a program has any of them."""
+
+    __slots__ = ("__weakref__", "engine", "sha1")
+
+    def __init__(self, engine: Engine, sha1: bytes) -> None:
+        self.engine = engine
+        self.sha1 = sha1
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[BlobStream]:
+        engine = self.engine
+        _check_open(engine)
+        path = engine.blob_files.path(self.sha1)
+        try:
+            with _disk_failures(engine):
+                file = await engine.run_aside(lambda: path.open("rb"))
+        except FileNotFoundError as exc:
+            raise BlobNotFoundError(
+                "the database does not hold this blob", digest=format_digest(self.sha1)
+            ) from exc
+        stream = BlobStream(file, self)
+        try:
+            yield stream
+        finally:
+            stream.close()
+
+
+class Blobs:
+    """The blobs of one database: makes the objects that stand for them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._contents: WeakValueDictionary[bytes, _Content] = WeakValueDictionary()
+
+    def is_in_hand(self, sha1: bytes) -> bool:
+        """Whether the program has an object that stands for it."""
+        return sha1 in self._contents
+
+    def named(self, properties: Mapping[str, Any]) -> Blob:
+        """The object for a mapping in a body that names a blob."""
+        sha1 = named_digest(properties)
+        assert sha1 is not None
+        content = self._contents.get(sha1)
+        if content is None:
+            content = self._contents[sha1] = _Content(self._engine, sha1)
+        length, content_type = properties.get("length"), properties.get("content_type")
+        return Blob(
+            format_digest(sha1),
+            length if type(length) is int else self._engine.blob_files.length(sha1),
+            content_type if isinstance(content_type, str) else "",
+            content,
+            properties,
+        )
+
+    async def save(self, data: bytes | AsyncIterable[bytes], content_type: str) -> Blob:
+        """As `Database.save_blob`."""
+        if not isinstance(content_type, str) or not content_type.isprintable():
+            raise InvalidDocumentError("a content type is printable text", got=content_type)
+        _check_open(self._engine)
+        with _disk_failures(self._engine):
+            if isinstance(data, bytes | bytearray | memoryview):
+                sha1, length = await self._engine.run_aside(self._save_bytes, bytes(data))
+            elif isinstance(data, AsyncIterable):
+                sha1, length = await self._save_parts(data)
+            else:
+                raise InvalidDocumentError(
+                    "a blob is made from bytes, or an async iterable of them",
+                    got=type(data).__name__,
+                )
+        return self.named(
+            {
+                "@type": "blob",
+                "content_type": content_type,
+                "digest": format_digest(sha1),
+                "length": length,
+            }
+        )
+
+    def _save_bytes(self, data: bytes) -> tuple[bytes, int]:
+        with self._engine.blob_files.begin() as unfinished:
+            unfinished.write(data)
+            return unfinished.finish(), len(data)
+
+    async def _save_parts(self, parts: AsyncIterable[bytes]) -> tuple[bytes, int]:
+        run = self._engine.run_aside
+        with await run(self._engine.blob_files.begin) as unfinished:
+            async with aclosing(_gathered(parts)) as gathered:
+                async for part in gathered:
+                    await run(unfinished.write, part)
+            return await run(unfinished.finish), unfinished.length
+
+
+async def _gathered(parts: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
+    """The same bytes in parts that are worth a call in a thread each."""
+    waiting = bytearray()
+    async for part in parts:
+        if not isinstance(part, bytes | bytearray | memoryview):
+            raise InvalidDocumentError("a blob is made of bytes", got=type(part).__name__)
+        waiting += part
+        if len(waiting) >= limits.BLOB_PART_BYTES:
+            yield bytes(waiting)
+            waiting.clear()
+    yield bytes(waiting)
+
+
+def _check_open(engine: Engine) -> None:
+    if engine.closed:
+        raise StoreClosedError("the database was closed", path=str(engine.path))
+
+
+@contextmanager
+def _disk_failures(engine: Engine) -> Iterator[None]:
+    """Turns what the operating system refuses into a StoreError, but for a file that is missing."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as exc:
+        raise StoreError(
+            "a blob could not be saved or read", path=str(engine.path), reason=exc.strerror
+        ) from exc
