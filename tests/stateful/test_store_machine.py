@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -33,6 +34,7 @@ bodies = st.dictionaries(st.sampled_from("xyz"), st.integers(-5, 5), max_size=2)
 PURGE = "purge"
 edits = st.lists(st.tuples(document_ids, bodies | st.none() | st.just(PURGE)), max_size=6)
 seconds = st.integers(0, 20)
+contents = st.sampled_from([b"", b"one", b"two"])
 
 
 @dataclass
@@ -40,7 +42,7 @@ class Model:
     """What a collection must hold."""
 
     sequence: int = 0
-    live: dict[str, dict[str, int]] = field(default_factory=dict)
+    live: dict[str, dict[str, Any]] = field(default_factory=dict)
     # The latest document object of each ID, tombstones included.
     last: dict[str, Document] = field(default_factory=dict)
     expires: dict[str, datetime] = field(default_factory=dict)
@@ -112,6 +114,14 @@ class StoreMachine(RuleBasedStateMachine):
         document = self.driver.run(collection.put, document_id, body)
         assert document.body == body
         model.note(document)
+
+    @rule(name=names, document_id=document_ids, content=contents, write=st.booleans())
+    def put_blob(self, name, document_id, content, write):
+        """Some are saved and never named."""
+        blob = self.driver.run(self.db.save_blob, content)
+        if write:
+            collection, model = self.collection(name)
+            model.note(self.driver.run(collection.put, document_id, {"blob": blob}))
 
     @rule(name=names, document_id=document_ids)
     def delete(self, name, document_id):
@@ -305,6 +315,15 @@ class StoreMachine(RuleBasedStateMachine):
             for document_id in model.last:
                 assert collection.get(document_id, deleted=True) == model.last[document_id]
                 assert collection.expiration(document_id) == model.expires.get(document_id)
+
+    @invariant()
+    def blobs_that_documents_name_are_there(self):
+        for model in self.models.values():
+            for body in model.live.values():
+                if blob := body.get("blob"):
+                    found = self.db.engine.blobs.named(blob.blob_properties())
+                    content = self.driver.run(found.read)
+                    assert len(content) == blob.length
 
     @invariant()
     def changes_are_the_latest_of_each_document(self):
