@@ -7,13 +7,22 @@ encoding a frame changes the state of the connection and must happen once, in or
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import AsyncIterable, Callable, Mapping
 from typing import NoReturn
 
 import trio
 
 from trio_p2p import limits
-from trio_p2p.blip import Connection, ErrorReceived, Message, ReplyReceived, RequestReceived
+from trio_p2p.blip import (
+    Connection,
+    ErrorReceived,
+    Message,
+    Outgoing,
+    PartReceived,
+    ReplyReceived,
+    RequestReceived,
+)
 from trio_p2p.errors import ConnectionLostError, PeerError, RemoteProtocolError
 from trio_p2p.transport.base import MessageTransport
 
@@ -46,8 +55,71 @@ class Pending:
                 raise error
             case lost:
                 assert lost is not None
-                # Several requests may fail by one loss, and an exception is raised only once.
-                raise ConnectionLostError(lost.message, code=lost.code) from lost
+                raise _again(lost) from lost
+
+
+class PartialReply:
+    """A reply that comes in parts. Leave it by `abandon` if it is not read to its end."""
+
+    def __init__(self, consumed: Callable[[PartReceived], None]) -> None:
+        self.properties: Mapping[str, str] = {}
+        """Those of the reply, once its first part was received."""
+        self._consumed = consumed
+        self._parts: deque[PartReceived] = deque()
+        self._failure: PeerError | ConnectionLostError | None = None
+        self._ended = False
+        self._abandoned = False
+        self._changed = trio.Event()
+
+    async def receive(self) -> bytes:
+        """What has come and was not received yet; empty at the end.
+
+        What is received lets the peer send more, so that no more than a window of it is ever held.
+
+        Raises: PeerError if the peer answered with an error, ConnectionLostError.
+        Cancelling: safe.
+        """
+        await trio.lowlevel.checkpoint()
+        while True:
+            if data := self._take():
+                return data
+            if self._failure is not None:
+                raise _again(self._failure) from self._failure
+            if self._ended:
+                return b""
+            await self._changed.wait()
+
+    def abandon(self) -> None:
+        """Drop the rest of it, which still comes."""
+        self._abandoned = True
+        self._take()
+
+    def add(self, part: PartReceived) -> None:
+        """A part came. Called by the reader."""
+        if part.properties is not None:
+            self.properties = part.properties
+        self._parts.append(part)
+        self._ended = part.last
+        if self._abandoned:
+            self._take()
+        self._wake()
+
+    def fail(self, failure: PeerError | ConnectionLostError) -> None:
+        """No more will come. Called by the reader."""
+        if not self._ended:
+            self._failure = failure
+            self._wake()
+
+    def _take(self) -> bytes:
+        taken = list(self._parts)
+        self._parts.clear()
+        for part in taken:
+            self._consumed(part)
+        return b"".join([part.data for part in taken])
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
 
 
 class Peer:
@@ -61,6 +133,8 @@ class Peer:
         self._transport = transport
         self._blip = Connection(compression_level=COMPRESSION_LEVEL if compression else 0)
         self._waiting: dict[int, OnReply] = {}
+        self._partial: dict[int, PartialReply] = {}
+        self._moved = trio.Event()
         self._work = trio.Event()
         self._drained = trio.Event()
         self._lost: ConnectionLostError | None = None
@@ -120,6 +194,44 @@ class Peer:
             self._waiting[number] = on_reply
         self._work.set()
 
+    def request_in_parts(self, message: Message) -> PartialReply:
+        """Queue a request whose reply may be of any size, and is received in parts."""
+        reply = PartialReply(self._part_consumed)
+        if self._lost is not None:
+            reply.fail(self._lost)
+            return reply
+        number = self._blip.send_request(message, in_parts=True)
+        self._partial[number] = reply
+        self._waiting[number] = lambda failure: self._fail_partial(number, failure)
+        self._work.set()
+        return reply
+
+    async def reply_in_parts(
+        self, number: int, message: Message, parts: AsyncIterable[bytes]
+    ) -> None:
+        """Send the reply to the peer's request of this number, as fast as the peer takes it.
+
+        What `parts` gives follows the body of `message`. If it raises, the reply ends early.
+
+        Raises: what `parts` raises. Cancelling: as if it raised.
+        """
+        await trio.lowlevel.checkpoint()
+        if self._lost is not None:
+            return
+        reply = self._blip.begin_reply(number, message)
+        # A part is queued once the next one is there, so that the last one is known as such.
+        waiting = b""
+        try:
+            async for part in parts:
+                self._feed(reply, waiting, last=False)
+                waiting = part
+                while reply.unsent_bytes:
+                    if self._lost is not None:
+                        return
+                    await self._moved.wait()
+        finally:
+            self._feed(reply, waiting, last=True)
+
     def reply(self, number: int, message: Message) -> None:
         """Queue the reply to the peer's request of this number."""
         if self._lost is None:
@@ -151,6 +263,8 @@ class Peer:
                         on_request(number, message)
                     case ReplyReceived(number, message):
                         self._settle(number, message)
+                    case PartReceived(number):
+                        self._receive_part(number, event)
                     case ErrorReceived(number, domain, code, text):
                         self._settle(number, PeerError(domain, code, text))
             # An acknowledgement may have become due, or one of theirs may have opened a window.
@@ -162,6 +276,8 @@ class Peer:
             await self._work.wait()
             while frames := self._next_frames():
                 await self._transport.send_all(frames)
+                self._moved.set()
+                self._moved = trio.Event()
             self._work = trio.Event()
             self._drained.set()
             self._drained = trio.Event()
@@ -178,6 +294,26 @@ class Peer:
         self.bytes_sent += size
         return frames
 
+    def _feed(self, reply: Outgoing, data: bytes, *, last: bool) -> None:
+        self._blip.feed(reply, data, last=last)
+        self._work.set()
+
+    def _receive_part(self, number: int, part: PartReceived) -> None:
+        self._partial[number].add(part)
+        if part.last:
+            del self._partial[number], self._waiting[number]
+
+    def _part_consumed(self, part: PartReceived) -> None:
+        self._blip.consumed(part)
+        if self._blip.has_work:
+            self._work.set()
+
+    def _fail_partial(
+        self, number: int, failure: Message | PeerError | ConnectionLostError
+    ) -> None:
+        assert not isinstance(failure, Message)
+        self._partial.pop(number).fail(failure)
+
     def _settle(self, number: int, reply: Message | PeerError | ConnectionLostError) -> None:
         on_reply = self._waiting.pop(number, None)
         if on_reply is not None:
@@ -188,8 +324,16 @@ class Peer:
             self._lost = ConnectionLostError("the connection was ended here", code=1000)
         self._blip.close()
         self._drained.set()
+        self._moved.set()
         for number in list(self._waiting):
             self._settle(number, self._lost)
+
+
+def _again(error: PeerError | ConnectionLostError) -> PeerError | ConnectionLostError:
+    """Several requests may fail by one loss, and an exception is raised only once."""
+    if isinstance(error, PeerError):
+        return PeerError(error.domain, error.code, error.text)
+    return ConnectionLostError(error.message, code=error.code)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> ConnectionLostError | RemoteProtocolError:

@@ -1,6 +1,6 @@
 """A peer: requests and replies over a transport, and what becomes of them when it ends."""
 
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 
 import pytest
 import trio
@@ -386,3 +386,95 @@ async def test_what_a_handler_raises_is_not_hidden():
             nursery.start_soon(other.run)
     with pytest.raises(ConnectionLostError):
         await side.peer.request(asking())
+
+
+# --- Replies in parts ----------------------------------------------------------------------------
+
+
+async def in_parts(content, size=10_000):
+    for start in range(0, len(content), size):
+        await trio.lowlevel.checkpoint()
+        yield content[start : start + size]
+
+
+@pytest.fixture
+async def giving(theirs):
+    """Their side answers each request with its own content, in parts."""
+    async with trio.open_nursery() as nursery:
+        gave = []
+
+        async def give(number, message):
+            async with aclosing(in_parts(message.body)) as parts:
+                await theirs.peer.reply_in_parts(number, Message({"a": "b"}), parts)
+            gave.append(number)
+
+        theirs.answer = lambda number, message: nursery.start_soon(give, number, message)
+        yield gave
+        nursery.cancel_scope.cancel()
+
+
+async def received(reply):
+    parts = []
+    while part := await reply.receive():
+        parts.append(part)
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize("content", [b"", b"x", LARGE], ids=["none", "one", "large"])
+async def test_a_reply_in_parts_arrives_whole(ours, giving, content):
+    reply = ours.peer.request_in_parts(asking(content))
+    assert await received(reply) == content
+    assert reply.properties == {"a": "b"}
+    assert await reply.receive() == b""
+
+
+async def test_a_reply_that_nobody_receives_holds_up_no_other_and_stays_small(ours, giving):
+    idle = ours.peer.request_in_parts(asking(LARGE))
+    await wait_all_tasks_blocked()
+    assert giving == []
+    assert await received(ours.peer.request_in_parts(asking(b"small"))) == b"small"
+    idle.abandon()
+    await wait_all_tasks_blocked()
+    assert giving == [2, 1]
+
+
+async def test_a_refusal_in_place_of_parts_is_raised(ours, theirs):
+    theirs.answer = lambda number, message: theirs.peer.refuse(number, "HTTP", 404, "none")
+    with pytest.raises(PeerError, match="404"):
+        await ours.peer.request_in_parts(asking()).receive()
+
+
+async def test_parts_end_with_the_connection_on_both_sides(ours, theirs, giving):
+    reply = ours.peer.request_in_parts(asking(LARGE))
+    await wait_all_tasks_blocked()
+    ours.transport.abort()
+    await wait_all_tasks_blocked()
+    assert giving == [1]
+    assert await reply.receive()  # What had come.
+    for _ in range(2):
+        with pytest.raises(ConnectionLostError):
+            await reply.receive()
+    with pytest.raises(ConnectionLostError):
+        await ours.peer.request_in_parts(asking()).receive()
+
+
+async def test_parts_that_fail_end_the_reply_early(ours, theirs):
+    async def failing():
+        yield b"some"
+        raise OSError("disk")
+
+    async with trio.open_nursery() as nursery:
+
+        async def give(number):
+            with pytest.raises(OSError, match="disk"):
+                await theirs.peer.reply_in_parts(number, Message({}), failing())
+
+        theirs.answer = lambda number, message: nursery.start_soon(give, number)
+        assert await received(ours.peer.request_in_parts(asking())) == b"some"
+
+
+async def test_receiving_that_was_cancelled_can_go_on(ours, giving, autojump_clock):
+    reply = ours.peer.request_in_parts(asking(LARGE))
+    with trio.move_on_after(0):
+        await reply.receive()
+    assert await received(reply) == LARGE

@@ -10,16 +10,20 @@ from trio_p2p.blip.connection import (
     Connection,
     ErrorReceived,
     Event,
+    PartReceived,
     ReplyReceived,
     RequestReceived,
 )
 from trio_p2p.blip.message import Message
+from trio_p2p.blip.outbox import Outgoing
 
 __all__ = [
     "Connection",
     "Message",
+    "Outgoing",
     "Event",
     "RequestReceived",
     "ReplyReceived",
+    "PartReceived",
     "ErrorReceived",
 ]

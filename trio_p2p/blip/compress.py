@@ -32,9 +32,9 @@ class Deflater:
         )
 
     def encode(self, header: bytes, piece: bytes | memoryview, *, compressed: bool) -> bytes:
-        """Make a frame of its header and a piece of a message, which has at least one byte."""
+        """Make a frame of its header and a piece of a message; an empty one is not compressed."""
         # A compressed frame without bytes makes LiteCore's receiver lose the deflate stream.
-        assert piece, "an empty piece"
+        assert piece or not compressed, "an empty piece"
         self._checksum = zlib.crc32(piece, self._checksum)
         payload = self._deflate(piece) if compressed else piece
         return b"".join((header, payload, self._checksum.to_bytes(CHECKSUM_BYTES, "big")))

@@ -9,6 +9,7 @@ be picked up again.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -53,7 +54,22 @@ class ErrorReceived:
     text: str
 
 
-Event = RequestReceived | ReplyReceived | ErrorReceived
+@dataclass(frozen=True, slots=True)
+class PartReceived:
+    """A part of the reply to our request `number`, which was sent to get one in parts.
+
+    The first one has the properties, the others None. Each must be given back to
+    `Connection.consumed`: no more than a window of them comes before.
+    """
+
+    number: int
+    properties: Mapping[str, str] | None
+    data: bytes
+    last: bool
+    wire_bytes: int
+
+
+Event = RequestReceived | ReplyReceived | ErrorReceived | PartReceived
 
 
 @dataclass(slots=True, eq=False)
@@ -65,8 +81,11 @@ class _Incoming:
     """
 
     flags: int
+    in_parts: bool
     data: bytearray = field(default_factory=bytearray)
+    has_properties: bool = False
     wire_bytes: int = 0
+    consumed_wire_bytes: int = 0
     acknowledged_bytes: int = 0
 
 
@@ -86,6 +105,8 @@ class Connection:
         self._requests_sent = 0
         # Our requests without a reply: number to whether they are sent whole.
         self._awaiting: dict[int, bool] = {}
+        # Those of them whose reply is wanted in parts.
+        self._in_parts: set[int] = set()
         self._requests_begun = 0
         # The peer's requests that it wants a reply to: number to whether that is urgent.
         self._unanswered: dict[int, bool] = {}
@@ -102,10 +123,10 @@ class Connection:
     @property
     def has_work(self) -> bool:
         """Whether `next_frame` may have something to send."""
-        return bool(self._acknowledgements) or self._outbox.unsent_bytes > 0
+        return bool(self._acknowledgements) or self._outbox.has_work
 
-    def send_request(self, message: Message) -> int:
-        """Queue a request and return its number.
+    def send_request(self, message: Message, *, in_parts: bool = False) -> int:
+        """Queue a request and return its number. Its reply may be wanted `in_parts`, as they come.
 
         Raises: LocalProtocolError if the message cannot be sent or the connection is closed.
         """
@@ -116,6 +137,8 @@ class Connection:
         self._requests_sent += 1
         if not message.no_reply:
             self._awaiting[self._requests_sent] = False
+            if in_parts:
+                self._in_parts.add(self._requests_sent)
         return self._requests_sent
 
     def send_reply(self, number: int, message: Message) -> None:
@@ -124,6 +147,18 @@ class Connection:
         Raises: LocalProtocolError if that request awaits no reply or the message cannot be sent.
         """
         self._answer(number, frames.REPLY, message)
+
+    def begin_reply(self, number: int, message: Message) -> Outgoing:
+        """Queue the beginning of a reply that `feed` adds to, until the last part.
+
+        Raises: LocalProtocolError if that request awaits no reply or the message cannot be sent.
+        """
+        return self._answer(number, frames.REPLY, message, whole=False)
+
+    def feed(self, reply: Outgoing, data: bytes, *, last: bool) -> None:
+        """Queue more of a reply. A closed connection ignores it."""
+        if not self._closed:
+            self._outbox.feed(reply, data, last=last)
 
     def send_error(self, number: int, domain: str, code: int, text: str = "") -> None:
         """Queue an error as the reply to the peer's request `number`.
@@ -144,8 +179,10 @@ class Connection:
         if taken is None:
             return None
         message, piece = taken
-        last = message.offset + len(piece) == len(message.data)
+        last = message.whole and len(piece) == message.unsent_bytes
         flags = message.flags if last else message.flags | frames.MORE_COMING
+        if not piece:
+            flags &= ~frames.COMPRESSED
         header = frames.encode_header(message.number, flags)
         frame = self._deflater.encode(header, piece, compressed=bool(flags & frames.COMPRESSED))
         self._outbox.sent(message, len(piece), len(frame) - len(header))
@@ -169,6 +206,15 @@ class Connection:
             self._failure = exc.message
             raise
 
+    def consumed(self, part: PartReceived) -> None:
+        """Let the peer send more: a part of a reply was taken care of."""
+        self._incomplete_bytes -= len(part.data)
+        key = (True, part.number)
+        incoming = self._incomplete.get(key)
+        if incoming is not None:
+            incoming.consumed_wire_bytes += part.wire_bytes
+            self._acknowledge(key, incoming, incoming.consumed_wire_bytes)
+
     def close(self) -> list[int]:
         """Forget everything under way; return the numbers of our requests without a reply."""
         awaiting = list(self._awaiting)
@@ -176,25 +222,31 @@ class Connection:
         self._outbox.clear()
         self._acknowledgements.clear()
         self._awaiting.clear()
+        self._in_parts.clear()
         self._unanswered.clear()
         self._incomplete.clear()
         return awaiting
 
     # --- Sending ---------------------------------------------------------------------------------
 
-    def _answer(self, number: int, kind: int, message: Message) -> None:
+    def _answer(self, number: int, kind: int, message: Message, *, whole: bool = True) -> Outgoing:
         urgent = self._unanswered.get(number)
         if urgent is None:
             raise LocalProtocolError("this request awaits no reply", number=number)
-        self._queue(number, kind, message, urgent=urgent)
+        queued = self._queue(number, kind, message, urgent=urgent, whole=whole)
         del self._unanswered[number]
+        return queued
 
-    def _queue(self, number: int, flags: int, message: Message, *, urgent: bool) -> None:
+    def _queue(
+        self, number: int, flags: int, message: Message, *, urgent: bool, whole: bool = True
+    ) -> Outgoing:
         if urgent:
             flags |= frames.URGENT
         if message.compressed and self._compression:
             flags |= frames.COMPRESSED
-        self._outbox.add(Outgoing(number, flags, messages.encode_data(message)))
+        queued = Outgoing(number, flags, messages.encode_data(message), whole)
+        self._outbox.add(queued)
+        return queued
 
     def _next_acknowledgement(self) -> bytes:
         key = next(iter(self._acknowledgements))
@@ -223,13 +275,17 @@ class Connection:
         incoming = self._incomplete.get(key)
         if incoming is None:
             self._check_first(key)
-            if not flags & frames.MORE_COMING:
+            in_parts = flags & frames.TYPE_MASK == frames.REPLY and number in self._in_parts
+            if not flags & frames.MORE_COMING and not in_parts:
                 data = self._decode(frame, start, flags, limits.MESSAGE_BYTES_MAX)
                 return [self._complete(number, flags, data)]
-            incoming = self._begin(key, flags)
+            incoming = self._begin(key, flags, in_parts=in_parts)
         self._append(incoming, frame, start, flags)
+        if incoming.in_parts:
+            last = not flags & frames.MORE_COMING
+            return self._part(key, incoming, len(frame) - start, last=last)
         if flags & frames.MORE_COMING:
-            self._acknowledge(key, incoming)
+            self._acknowledge(key, incoming, incoming.wire_bytes)
             return []
         del self._incomplete[key]
         self._acknowledgements.pop(key, None)
@@ -247,10 +303,10 @@ class Connection:
             expected = self._requests_begun + 1
             raise RemoteProtocolError("a request out of order", number=number, expected=expected)
 
-    def _begin(self, key: tuple[bool, int], flags: int) -> _Incoming:
+    def _begin(self, key: tuple[bool, int], flags: int, *, in_parts: bool) -> _Incoming:
         if len(self._incomplete) >= limits.INCOMPLETE_MESSAGES_MAX:
             raise RemoteProtocolError("too many messages at once", messages=len(self._incomplete))
-        incoming = self._incomplete[key] = _Incoming(flags)
+        incoming = self._incomplete[key] = _Incoming(flags, in_parts)
         return incoming
 
     def _append(self, incoming: _Incoming, frame: bytes, start: int, flags: int) -> None:
@@ -267,10 +323,33 @@ class Connection:
         compressed = bool(flags & frames.COMPRESSED)
         return self._inflater.decode(frame, start, compressed=compressed, bytes_max=bytes_max)
 
-    def _acknowledge(self, key: tuple[bool, int], incoming: _Incoming) -> None:
-        if incoming.wire_bytes - incoming.acknowledged_bytes >= limits.ACK_INTERVAL_BYTES:
-            incoming.acknowledged_bytes = incoming.wire_bytes
-            self._acknowledgements[key] = incoming.wire_bytes
+    def _acknowledge(self, key: tuple[bool, int], incoming: _Incoming, wire_bytes: int) -> None:
+        if wire_bytes - incoming.acknowledged_bytes >= limits.ACK_INTERVAL_BYTES:
+            incoming.acknowledged_bytes = wire_bytes
+            self._acknowledgements[key] = wire_bytes
+
+    def _part(
+        self, key: tuple[bool, int], incoming: _Incoming, wire_bytes: int, *, last: bool
+    ) -> list[Event]:
+        """Hand on what arrived of a message that is wanted in parts."""
+        unconsumed = incoming.wire_bytes - incoming.consumed_wire_bytes
+        if unconsumed > limits.UNACKNOWLEDGED_BYTES_MAX + limits.TRANSPORT_MESSAGE_BYTES_MAX:
+            raise RemoteProtocolError("the window of a message was ignored", bytes=unconsumed)
+        properties, body = None, bytes(incoming.data)
+        if not incoming.has_properties:
+            if not last and not messages.has_properties(body):
+                return []
+            arrived = len(body)
+            properties, body = messages.decode_data(body)
+            incoming.has_properties = True
+            self._incomplete_bytes -= arrived - len(body)
+            wire_bytes = incoming.wire_bytes
+        incoming.data.clear()
+        if last:
+            del self._incomplete[key], self._awaiting[key[1]]
+            self._in_parts.discard(key[1])
+            self._acknowledgements.pop(key, None)
+        return [PartReceived(key[1], properties, body, last, wire_bytes)]
 
     def _complete(self, number: int, flags: int, data: bytes) -> Event:
         properties, body = messages.decode_data(data)
@@ -283,6 +362,7 @@ class Connection:
                 self._unanswered[number] = urgent
             return RequestReceived(number, Message(properties, body, urgent, compressed, no_reply))
         del self._awaiting[number]
+        self._in_parts.discard(number)
         if kind == frames.ERROR:
             return _error(number, properties, body)
         return ReplyReceived(number, Message(properties, body, urgent, compressed))

@@ -76,6 +76,19 @@ def decode_properties(data: bytes) -> tuple[dict[str, str], int]:
     return properties, end
 
 
+def has_properties(data: bytes) -> bool:
+    """Whether the beginning of a message holds all of its properties.
+
+    Raises: RemoteProtocolError if they are too long.
+    """
+    if len(data) < varint.VARINT_BYTES_MAX and all(byte & 0x80 for byte in data):
+        return False  # Not even all of their length.
+    length, start = varint.decode(data)
+    if length > limits.PROPERTIES_BYTES_MAX:
+        raise RemoteProtocolError("the properties are too long", bytes=length)
+    return len(data) >= start + length
+
+
 def encode_data(message: Message) -> bytes:
     """Encode the properties and body of a message.
 

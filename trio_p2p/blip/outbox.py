@@ -22,13 +22,16 @@ FRAME_OVERHEAD_BYTES: Final = HEADER_BYTES_MAX + CHECKSUM_BYTES + DEFLATE_OVERHE
 class Outgoing:
     """A message on its way out: `offset` bytes of `data` are framed already.
 
-    `sent_bytes` and `acknowledged_bytes` count as receivers do: payloads as they are on the wire,
-    checksums included.
+    Unless it is `whole`, more of it will be fed. `sent_bytes` and `acknowledged_bytes` count as
+    receivers do: payloads as they are on the wire, checksums included.
     """
 
     number: int
     flags: int
     data: bytes
+    whole: bool = True
+    begun: bool = False
+    starved: bool = False
     offset: int = 0
     sent_bytes: int = 0
     acknowledged_bytes: int = 0
@@ -38,6 +41,11 @@ class Outgoing:
     def key(self) -> tuple[bool, int]:
         """What acknowledgements name it by: whether it is a reply, and its number."""
         return self.flags & TYPE_MASK != REQUEST, self.number
+
+    @property
+    def unsent_bytes(self) -> int:
+        """How much of it is there and not framed yet."""
+        return len(self.data) - self.offset
 
     @property
     def window_full(self) -> bool:
@@ -53,6 +61,11 @@ class Outbox:
         self._queue: deque[Outgoing] = deque()
         self._begun: dict[tuple[bool, int], Outgoing] = {}
 
+    @property
+    def has_work(self) -> bool:
+        """Whether there is anything to send, now or once it is acknowledged what was sent."""
+        return bool(self._queue) or self.unsent_bytes > 0
+
     def add(self, message: Outgoing) -> None:
         """Queue a new message."""
         self.unsent_bytes += len(message.data)
@@ -67,7 +80,7 @@ class Outbox:
             return None
         message = self._queue.popleft()
         bytes_max = self._frame_bytes_max(message) - FRAME_OVERHEAD_BYTES
-        if not message.offset and len(message.data) <= bytes_max:
+        if not message.begun and len(message.data) <= bytes_max:
             return message, message.data
         return message, memoryview(message.data)[message.offset : message.offset + bytes_max]
 
@@ -76,13 +89,21 @@ class Outbox:
         self.unsent_bytes -= piece_bytes
         message.offset += piece_bytes
         message.sent_bytes += wire_bytes
-        if message.offset == len(message.data):
+        message.begun = True
+        if message.whole and not message.unsent_bytes:
             self._begun.pop(message.key, None)
             return
         self._begun[message.key] = message
-        message.stalled = message.window_full
-        if not message.stalled:
-            self._enqueue(message)
+        self._queue_again(message)
+
+    def feed(self, message: Outgoing, data: bytes, *, last: bool) -> None:
+        """Add to a message that is not whole yet."""
+        message.data = message.data[message.offset :] + data
+        message.offset = 0
+        message.whole = last
+        self.unsent_bytes += len(data)
+        if message.starved:
+            self._queue_again(message)
 
     def acknowledge(self, key: tuple[bool, int], bytes_received: int) -> None:
         """Note how much of a message has arrived; one that waited for it queues again.
@@ -95,15 +116,21 @@ class Outbox:
         # A peer that claims more than was sent must not get an endless window.
         received = min(bytes_received, message.sent_bytes)
         message.acknowledged_bytes = max(message.acknowledged_bytes, received)
-        if message.stalled and not message.window_full:
-            message.stalled = False
-            self._enqueue(message)
+        if message.stalled:
+            self._queue_again(message)
 
     def clear(self) -> None:
         """Forget every message."""
         self.unsent_bytes = 0
         self._queue.clear()
         self._begun.clear()
+
+    def _queue_again(self, message: Outgoing) -> None:
+        """Queue a message that was begun, unless there is none of it or its window is full."""
+        message.starved = not message.whole and not message.unsent_bytes
+        message.stalled = not message.starved and message.window_full
+        if not message.starved and not message.stalled:
+            self._enqueue(message)
 
     def _frame_bytes_max(self, message: Outgoing) -> int:
         urgent_waits = self._queue and self._queue[0].flags & URGENT
@@ -127,7 +154,7 @@ class Outbox:
         for waiting in reversed(self._queue):
             if waiting.flags & URGENT:
                 return place + 1
-            if not message.offset and not waiting.offset:
+            if not message.begun and not waiting.begun:
                 return place
             place -= 1
         return 1

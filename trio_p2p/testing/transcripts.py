@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from trio_p2p.blip import Connection, ErrorReceived, Message, RequestReceived
+from trio_p2p.blip import Connection, ErrorReceived, Message, PartReceived, RequestReceived
 from trio_p2p.blip.connection import ERROR_CODE, ERROR_DOMAIN, Event
 from trio_p2p.errors import PeerError
 from trio_p2p.store.database import Body, Collection
@@ -99,6 +99,7 @@ class _Recorder:
         if isinstance(event, ErrorReceived):
             message = error_message(PeerError(event.domain, event.code, event.text))
         else:
+            assert not isinstance(event, PartReceived)
             message = event.message
         return Spoken(by_client, is_reply, event.number, profile, message)
 
