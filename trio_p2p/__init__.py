@@ -46,9 +46,9 @@ from trio_p2p.listener import (
     ListenerConnection,
     ListenerStatus,
     URLEndpointListener,
-    URLEndpointListenerConfiguration,
     open_listener,
 )
+from trio_p2p.listener_configuration import URLEndpointListenerConfiguration
 from trio_p2p.model.conflict import Conflict, ConflictResolver, default_conflict_resolver
 from trio_p2p.model.document import Document
 from trio_p2p.model.version import Order, Version, VersionVector
@@ -62,13 +62,11 @@ from trio_p2p.replication.status import (
     ReplicatorStatistics,
     ReplicatorStatus,
 )
-from trio_p2p.replicator import (
+from trio_p2p.replicator import Replicator, open_replicator, replicate
+from trio_p2p.replicator_configuration import (
     CollectionConfiguration,
-    Replicator,
     ReplicatorConfiguration,
     ReplicatorType,
-    open_replicator,
-    replicate,
 )
 from trio_p2p.security.auth import BasicAuthenticator, ListenerPasswordAuthenticator
 from trio_p2p.security.identity import TLSIdentity

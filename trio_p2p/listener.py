@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,17 +13,16 @@ from urllib.parse import quote, unquote
 import trio
 
 from trio_p2p import limits
-from trio_p2p.errors import CallbackError, ConfigurationError, TrioP2PError
+from trio_p2p.errors import CallbackError, TrioP2PError
+from trio_p2p.listener_configuration import URLEndpointListenerConfiguration
 from trio_p2p.replication.connector import SYNC_PATH
 from trio_p2p.replication.journal import Journal
 from trio_p2p.replication.passive import PassiveSession
 from trio_p2p.replication.profiles.couchbase import SUBPROTOCOL
 from trio_p2p.replication.status import ReplicatorStatistics
-from trio_p2p.security.auth import ListenerPasswordAuthenticator
 from trio_p2p.security.identity import TLSIdentity, anonymous_identity
-from trio_p2p.security.keystore import KeyStore, default_key_store
+from trio_p2p.security.keystore import default_key_store
 from trio_p2p.security.tls import open_server_tls
-from trio_p2p.store.database import Collection, Database
 from trio_p2p.transport.base import MessageTransport, open_services
 from trio_p2p.transport.interfaces import addresses_of, open_listeners, own_addresses, port_of
 from trio_p2p.transport.websocket import Accept, Refuse, UpgradeRequest, open_server_websocket
@@ -34,42 +33,6 @@ CLOSE_TRANSIENT = 4001
 ANONYMOUS_LABEL = "listener"
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class URLEndpointListenerConfiguration:
-    """What to serve, and how. A wrong combination raises ConfigurationError.
-
-    `collections` are of one database. `port` None or 0 lets the system choose; `network_interface`
-    is a name or an address, None for all. With TLS, `tls_identity` None means an anonymous
-    self-signed identity, made once and kept in `key_store`. `authenticator` None lets everyone in.
-    `heartbeat` is the silence in seconds before a ping.
-    """
-
-    collections: Sequence[Collection]
-    port: int | None = None
-    network_interface: str | None = None
-    disable_tls: bool = False
-    tls_identity: TLSIdentity | None = None
-    authenticator: ListenerPasswordAuthenticator | None = None
-    connections_max: int = limits.LISTENER_CONNECTIONS_MAX
-    heartbeat: float = limits.HEARTBEAT_S
-    key_store: KeyStore | None = None
-
-    def __post_init__(self) -> None:
-        if not self.collections:
-            raise ConfigurationError("a listener serves one collection or more")
-        if len({collection.database for collection in self.collections}) > 1:
-            raise ConfigurationError("all collections must be of one database")
-        if self.port is not None and not 0 <= self.port < 2**16:
-            raise ConfigurationError("a port is a number from 0 to 65535", port=self.port)
-        if self.heartbeat <= 0 or self.connections_max < 1:
-            raise ConfigurationError("heartbeat and connections_max are greater than 0")
-
-    @property
-    def database(self) -> Database:
-        """The database that all collections are of."""
-        return self.collections[0].database
 
 
 @dataclass(frozen=True, slots=True)

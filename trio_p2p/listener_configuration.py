@@ -1,0 +1,49 @@
+"""What a listener is told to serve: checked when it is written down, and never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trio_p2p import limits
+from trio_p2p.errors import ConfigurationError
+from trio_p2p.security.auth import ListenerPasswordAuthenticator
+from trio_p2p.security.identity import TLSIdentity
+from trio_p2p.security.keystore import KeyStore
+from trio_p2p.store.database import Collection, Database
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class URLEndpointListenerConfiguration:
+    """What to serve, and how. A wrong combination raises ConfigurationError.
+
+    `collections` are of one database. `port` None or 0 lets the system choose; `network_interface`
+    is a name or an address, None for all. With TLS, `tls_identity` None means an anonymous
+    self-signed identity, made once and kept in `key_store`. `authenticator` None lets everyone in.
+    `heartbeat` is the silence in seconds before a ping.
+    """
+
+    collections: Sequence[Collection]
+    port: int | None = None
+    network_interface: str | None = None
+    disable_tls: bool = False
+    tls_identity: TLSIdentity | None = None
+    authenticator: ListenerPasswordAuthenticator | None = None
+    connections_max: int = limits.LISTENER_CONNECTIONS_MAX
+    heartbeat: float = limits.HEARTBEAT_S
+    key_store: KeyStore | None = None
+
+    def __post_init__(self) -> None:
+        if not self.collections:
+            raise ConfigurationError("a listener serves one collection or more")
+        if len({collection.database for collection in self.collections}) > 1:
+            raise ConfigurationError("all collections must be of one database")
+        if self.port is not None and not 0 <= self.port < 2**16:
+            raise ConfigurationError("a port is a number from 0 to 65535", port=self.port)
+        if self.heartbeat <= 0 or self.connections_max < 1:
+            raise ConfigurationError("heartbeat and connections_max are greater than 0")
+
+    @property
+    def database(self) -> Database:
+        """The database that all collections are of."""
+        return self.collections[0].database

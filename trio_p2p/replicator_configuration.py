@@ -1,0 +1,117 @@
+"""What a replicator is told to do: checked when it is written down, and never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+import trio
+from cryptography import x509
+
+from trio_p2p import limits
+from trio_p2p.errors import ConfigurationError
+from trio_p2p.ids import document_id
+from trio_p2p.model.conflict import ConflictResolver, default_conflict_resolver
+from trio_p2p.replication.connector import Endpoint
+from trio_p2p.replication.session import CollectionPlan
+from trio_p2p.security.auth import BasicAuthenticator
+from trio_p2p.security.trust import Trust, parse_pinned
+from trio_p2p.store.database import Collection, Database
+from trio_p2p.transport.base import MessageTransport
+
+
+class ReplicatorType(Enum):
+    """Which way documents go."""
+
+    PUSH_AND_PULL = "push and pull"
+    PUSH = "push"
+    PULL = "pull"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectionConfiguration:
+    """How one collection is replicated.
+
+    `document_ids` restricts it to these documents; `conflict_resolver` decides conflicts, None
+    for `default_conflict_resolver`.
+    """
+
+    document_ids: Sequence[str] | None = None
+    conflict_resolver: ConflictResolver | None = None
+
+
+Target = str | Callable[[], Awaitable[MessageTransport | trio.abc.Stream]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicatorConfiguration:
+    """What to replicate with whom, and how. A wrong combination raises ConfigurationError.
+
+    `target` is `ws://host:port/database` or `wss://…`, or an async function that returns a
+    connected stream (spoken to by WebSocket) or message transport; then `target_id` may name the
+    peer where it does not name itself. `collections` are of one database. `heartbeat` is the
+    silence in seconds before a ping, `max_attempts` counts connection attempts in a row (None: 10
+    one-shot, unlimited continuous), `max_attempt_wait` is the longest pause between them in
+    seconds.
+    """
+
+    target: Target
+    collections: Sequence[Collection] | Mapping[Collection, CollectionConfiguration]
+    target_id: str | None = None
+    replicator_type: ReplicatorType = ReplicatorType.PUSH_AND_PULL
+    continuous: bool = False
+    authenticator: BasicAuthenticator | None = None
+    pinned_server_certificate: str | bytes | x509.Certificate | None = None
+    accept_only_self_signed_server_certificate: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)
+    heartbeat: float = limits.HEARTBEAT_S
+    max_attempts: int | None = None
+    max_attempt_wait: float = limits.ATTEMPT_WAIT_S_MAX
+    compression: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.target, str):
+            Endpoint.parse(self.target)
+        if not self.collections:
+            raise ConfigurationError("a replicator needs one collection or more")
+        if len({collection.database for collection in self.collections}) > 1:
+            raise ConfigurationError("all collections must be of one database")
+        if len(set(self.collections)) < len(self.collections):
+            raise ConfigurationError("a collection is named twice")
+        if self.heartbeat <= 0 or self.max_attempt_wait <= 0:
+            raise ConfigurationError("heartbeat and max_attempt_wait are greater than 0")
+        if self.max_attempts is not None and self.max_attempts < 1:
+            raise ConfigurationError("max_attempts is 1 or more, or None")
+        self.trust()
+        self.plans()
+
+    @property
+    def database(self) -> Database:
+        """The database that all collections are of."""
+        return next(iter(self.collections)).database
+
+    def trust(self) -> Trust:
+        """Which certificates of the server to accept."""
+        pinned = self.pinned_server_certificate
+        return Trust(
+            pinned=None if pinned is None else parse_pinned(pinned),
+            only_self_signed=self.accept_only_self_signed_server_certificate,
+        )
+
+    def plans(self) -> tuple[CollectionPlan, ...]:
+        """What to do with each collection. Raises InvalidDocumentError for a bad document ID."""
+        if isinstance(self.collections, Mapping):
+            items = list(self.collections.items())
+        else:
+            items = [(collection, CollectionConfiguration()) for collection in self.collections]
+        return tuple(
+            CollectionPlan(
+                collection,
+                settings.conflict_resolver or default_conflict_resolver,
+                None
+                if settings.document_ids is None
+                else tuple(map(document_id, settings.document_ids)),
+            )
+            for collection, settings in items
+        )
