@@ -10,6 +10,8 @@ from functools import partial
 from os import PathLike
 from pathlib import Path
 
+import trio
+
 from trio_p2p import ids, limits
 from trio_p2p.errors import CollectionNotFoundError, ConfigurationError
 from trio_p2p.ids import DatabaseID
@@ -19,6 +21,7 @@ from trio_p2p.store.blobs import Blob
 from trio_p2p.store.collection import Change, ChangeIterator, Collection, DocumentIterator
 from trio_p2p.store.edits import Batch, Body, Expected
 from trio_p2p.store.engine import Engine, open_engine
+from trio_p2p.store.services import Services
 from trio_p2p.store.transaction import WriteTransaction
 
 __all__ = [
@@ -34,6 +37,7 @@ __all__ = [
     "DocumentIterator",
     "Expected",
     "open_database",
+    "open_facade",
 ]
 
 
@@ -81,8 +85,8 @@ async def open_database(
     and for checkpoints. If it is not `durable`, writes do not wait for the disk: all survive the
     death of the process, but a power cut takes those of about the last second with it, and the
     database takes a new identity then. `clock` reads the wall clock in nanoseconds since 1970.
-    Leaving the block finishes the writes that were begun, then closes; what the body raises leaves
-    as it was.
+    Leaving the block stops the listeners and replicators that still use the database, finishes the
+    writes that were begun, then closes; what the body raises leaves as it was.
 
     Raises: DatabaseNotFoundError if it is missing and `create` is not set; DatabaseBusyError if it
     is already open; StoreFormatError, StoreCorruptError, StoreError if it cannot be read.
@@ -91,8 +95,19 @@ async def open_database(
     opening = open_engine(
         path, create=create, map_size_max=map_size_max, durable=durable, clock=clock
     )
-    async with opening as engine:
-        yield Database(engine)
+    async with opening as engine, open_facade(engine) as database:
+        yield database
+
+
+@asynccontextmanager
+async def open_facade(engine: Engine) -> AsyncIterator[Database]:
+    """The facade of an open store; leaving the block ends what works on it in the background."""
+    database = Database(engine)
+    try:
+        yield database
+    finally:
+        with trio.CancelScope(shield=True):  # Bounded: `stop` has deadlines.
+            await database.services.stop()
 
 
 class Database:
@@ -101,6 +116,8 @@ class Database:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         """The store beneath, for the sync engine."""
+        self.services = Services(engine)
+        """What works on it in the background, for the sync engine."""
         self._collections: dict[int, Collection] = {}
 
     def __repr__(self) -> str:

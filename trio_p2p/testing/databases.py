@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import trio
 
 from trio_p2p import limits
-from trio_p2p.store.database import Database
+from trio_p2p.store.database import Database, open_facade
 from trio_p2p.store.engine import open_engine
 
 T = TypeVar("T")
@@ -38,8 +38,8 @@ async def open_test_database(
         run_sync=run_in_place,
         sync=False,
     )
-    async with opening as engine:
-        yield Database(engine)
+    async with opening as engine, open_facade(engine) as database:
+        yield database
 
 
 async def run_in_place(function: Callable[..., T], *args: Any) -> T:
