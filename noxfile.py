@@ -10,6 +10,7 @@ nox.options.sessions = ["lint", "types", "layers", "tests"]
 nox.options.reuse_existing_virtualenvs = True
 
 PYTHONS = ["3.11", "3.12", "3.13"]
+BENCHMARKS = ["one_shot", "store"]
 
 
 @nox.session(python=PYTHONS)
@@ -57,9 +58,11 @@ def convergence(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Timings; see benchmarks/README.md."""
+    """Timings; see benchmarks/README.md. `nox -s bench -- store --rounds 3` runs one script."""
     session.install("-e", ".[demo]")
-    session.run("python", "benchmarks/one_shot.py", *session.posargs)
+    name, *arguments = session.posargs or ["all"]
+    for script in BENCHMARKS if name == "all" else [name]:
+        session.run("python", f"benchmarks/{script}.py", *arguments)
 
 
 @nox.session
