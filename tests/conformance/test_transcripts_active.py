@@ -15,15 +15,17 @@ import pytest
 import trio
 
 from trio_p2p.blip import Message
+from trio_p2p.blip.connection import ERROR_CODE, ERROR_DOMAIN
 from trio_p2p.errors import ConnectionLostError, ReplicationError
 from trio_p2p.model.codec import encode_body
 from trio_p2p.model.conflict import default_conflict_resolver
 from trio_p2p.model.document import Revision
 from trio_p2p.model.version import TreeRevisionID
 from trio_p2p.peer import Peer
+from trio_p2p.replication.checkpoint import checkpoint_id
 from trio_p2p.replication.journal import Journal
 from trio_p2p.replication.session import ActiveSession, CollectionPlan, Plan
-from trio_p2p.store import documents
+from trio_p2p.store import checkpoints, documents
 from trio_p2p.store.database import Database
 from trio_p2p.testing.databases import open_test_database
 from trio_p2p.testing.transcripts import (
@@ -33,6 +35,7 @@ from trio_p2p.testing.transcripts import (
     altered,
     read_transcript,
     without_blobs,
+    without_deltas,
 )
 from trio_p2p.transport.memory import memory_transport_pair
 
@@ -42,7 +45,8 @@ SOURCE_OF_B = "gcvkVG4uQDWOrahV9BElPg"
 SOURCE_OF_C = "kCqeA25QSK2kRQzy2huq0A"
 # Requests of the passive peer, by what brings them about: a request, or a reply of ours.
 PROVOKED = {("subChanges", False): "changes", ("changes", True): "rev"}
-# Of the mocked clock, so it passes at once.
+# Of the mocked clock, so they pass at once.
+QUIET_S = 10
 STALL_S = 60
 
 
@@ -56,6 +60,14 @@ class Side:
 
     async def edit(self, time, document_id, body, collection="_default"):
         await self.clock.edit(self.database.collection(collection), time, document_id, body)
+
+    async def edit_as_recorded(self, script):
+        """Make the edits that the recorded active peer sent in a connection, one by one."""
+        for said in script:
+            if said.profile == "rev" and said.by_client and not said.is_reply:
+                time, _ = said.message.properties["rev"].split("@")
+                await self.edit(int(time, 16), said.message.properties["id"], _json(said.message))
+                await trio.sleep(1)
 
     def plan(
         self,
@@ -108,7 +120,7 @@ class RecordedServer:
     @property
     def recorded(self):
         """What the recorded active peer said, checkpoints aside."""
-        return [s.line for s in self._script if s.by_client and s.profile != "setCheckpoint"]
+        return [s for s in self._script if s.by_client and s.profile != "setCheckpoint"]
 
     async def run(self):
         try:
@@ -119,41 +131,55 @@ class RecordedServer:
     def _on_request(self, number, message):
         profile = message.properties["Profile"]
         asked = self._take_recorded(message)
-        if profile == "getCollections" and asked is not None:
+        if asked is not None:
             self._learn_checkpoints(message, asked)
         message = self._names.to_recorded(message)
         if profile == "setCheckpoint":
             self._set_checkpoint(number, message)
             return
         said = Spoken(True, False, number, profile, message)
-        self.heard.append(said.line)
+        self.heard.append(said)
         if asked is None:
             self._peer.refuse(number, "BLIP", 404, "this was not asked in the recording")
             return
         if not message.no_reply:
-            self._peer.reply(number, self._names.to_ours(self._replies[asked.number].message))
+            self._reply(number, self._replies[asked.number].message)
         self._provoke(said)
+
+    def _reply(self, number, recorded):
+        properties = recorded.properties
+        if ERROR_CODE in properties:
+            self._peer.refuse(number, properties[ERROR_DOMAIN], int(properties[ERROR_CODE]))
+        else:
+            self._peer.reply(number, self._names.to_ours(recorded))
 
     def _take_recorded(self, message):
         """The recorded request that this one is, or None."""
         for said in self._unheard:
-            if all(
+            is_same_kind = all(
                 said.message.properties.get(key) == message.properties.get(key)
                 for key in ("Profile", "collection")
-            ):
+            )
+            if is_same_kind and said.message.no_reply == message.no_reply:
                 self._unheard.remove(said)
                 return said
         return None
 
     def _learn_checkpoints(self, message, asked):
-        recorded = _checkpoint_ids(asked.message)
-        self._names.learn(_checkpoint_ids(message), recorded)
-        held = _json(self._replies[asked.number].message)
-        self._held = {
-            client: checkpoint.get("rev", "")
-            for client, checkpoint in zip(recorded, held, strict=True)
-            if checkpoint is not None
-        }
+        """Note which checkpoints are asked for, and their revisions."""
+        if asked.profile == "getCheckpoint":
+            client = asked.message.properties["client"]
+            self._names.learn([message.properties["client"]], [client])
+            self._held = {client: self._replies[asked.number].message.properties.get("rev", "")}
+        elif asked.profile == "getCollections":
+            recorded = _checkpoint_ids(asked.message)
+            self._names.learn(_checkpoint_ids(message), recorded)
+            held = _json(self._replies[asked.number].message)
+            self._held = {
+                client: checkpoint.get("rev", "")
+                for client, checkpoint in zip(recorded, held, strict=True)
+                if checkpoint is not None
+            }
 
     def _set_checkpoint(self, number, message):
         client, revision = message.properties["client"], message.properties["rev"]
@@ -171,7 +197,7 @@ class RecordedServer:
         collection = said.message.properties.get("collection")
         for mine in list(self._unsaid):
             properties = mine.message.properties
-            if properties["Profile"] == profile and properties["collection"] == collection:
+            if properties["Profile"] == profile and properties.get("collection") == collection:
                 self._unsaid.remove(mine)
                 self._say(mine)
 
@@ -179,9 +205,9 @@ class RecordedServer:
         def on_reply(reply):
             if isinstance(reply, Message):
                 message = self._names.to_recorded(reply)
-                self.heard.append(Spoken(True, True, mine.number, mine.profile, message).line)
-                collection = mine.message.properties["collection"]
-                here = replace(message, properties={**message.properties, "collection": collection})
+                self.heard.append(Spoken(True, True, mine.number, mine.profile, message))
+                where = {k: v for k, v in mine.message.properties.items() if k == "collection"}
+                here = replace(message, properties={**message.properties, **where})
                 self._provoke(Spoken(True, True, mine.number, mine.profile, here))
 
         no_reply = mine.message.no_reply
@@ -201,8 +227,15 @@ def _contents(message):
     return {key: value for key, value in _json(message).items() if key != "time"}
 
 
-async def replay(side, script, plan):
-    """Replicate as planned with the recorded peer; returns that peer and how it ended for us."""
+async def nothing(script):
+    await trio.lowlevel.checkpoint()
+
+
+async def replay(side, script, plan, meanwhile=nothing):
+    """Replicate as planned with the recorded peer; returns that peer and how it ended for us.
+
+    A continuous replication is stopped once there is nothing left to say after `meanwhile`.
+    """
     transport, far_end = memory_transport_pair()
     server = RecordedServer(far_end, script, side.names)
     session = ActiveSession(
@@ -214,9 +247,17 @@ async def replay(side, script, plan):
         now_s=lambda: 1795383697,
     )
     failure = None
+
+    async def stop():
+        await meanwhile(script)
+        await trio.sleep(QUIET_S)
+        session.request_stop()
+
     with trio.fail_after(STALL_S):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(server.run)
+            if plan.continuous:
+                nursery.start_soon(stop)
             try:
                 await session.run()
             except ReplicationError as exc:
@@ -224,17 +265,25 @@ async def replay(side, script, plan):
     return server, failure
 
 
-async def converse(side, name, *plans, adapt=lambda scripts: scripts):
+def lines(said, plan):
+    """What is compared of what was said."""
+    return sorted(s.line for s in said if not (plan.continuous and s.is_caught_up))
+
+
+async def converse(
+    side, name, *plans, adapt=lambda scripts: scripts, before=nothing, meanwhile=nothing
+):
     """Replay a recording, a plan for each of its connections, and compare what we said."""
     scripts = adapt(read_transcript(TRANSCRIPTS / f"{name}.jsonl"))
-    checkpoints = {}
+    saved = {}
     for script, plan in zip(scripts, plans, strict=True):
-        server, failure = await replay(side, script, plan)
-        assert sorted(server.heard) == sorted(server.recorded)
+        await before(script)
+        server, failure = await replay(side, script, plan, meanwhile)
+        assert lines(server.heard, plan) == lines(server.recorded, plan)
         assert failure is None
         assert server.close_code == 1000
-        checkpoints |= server.checkpoints
-    assert checkpoints == last_checkpoints(scripts)
+        saved |= server.checkpoints
+    assert saved == last_checkpoints(scripts)
 
 
 def last_checkpoints(scripts):
@@ -324,6 +373,36 @@ async def conflict_remote_wins(b):
     await converse(b, "conflict-remote-wins-vv", plan, plan)
 
 
+async def between(b):
+    """Of what was not recorded, doc3 being settled, both sides remember this."""
+    await b.edit(0x18EA7BF9A0000000, "doc3", {})
+    await b.edit(0x18EA7BF9A0000001, "doc3", None)
+    engine = b.database.engine
+    client = checkpoint_id(engine.id, "s", "_default", None)
+    await engine.write(lambda txn: checkpoints.set_local(txn, client, b'{"local":18,"remote":15}'))
+
+
+async def delta(b):
+    """The conversation about deltas, with whole bodies here."""
+    await conflict_remote_wins(b)
+    await between(b)
+    push, pull = b.plan(pull=False), b.plan(push=False)
+    plans = (push, push, push, pull)
+    before = b.edit_as_recorded
+    await converse(b, "delta-vv", *plans, adapt=without_deltas, before=before)
+
+
+async def continuous(b):
+    await delta(b)
+    plan = b.plan(continuous=True)
+    await converse(b, "continuous-vv", plan, meanwhile=b.edit_as_recorded)
+
+
+async def continuous_pull_live(b):
+    await continuous(b)
+    await converse(b, "continuous-pull-live-vv", b.plan(push=False, continuous=True))
+
+
 async def test_pull5_five_documents_are_pulled_into_an_empty_database(b):
     await pull5(b)
     assert b.database.default_collection.count == 5
@@ -351,6 +430,23 @@ async def test_conflict_after_a_409_the_merge_of_both_is_pushed(b):
 async def test_conflict_remote_wins_nothing_is_pushed_when_the_remote_revision_is_kept(b):
     await conflict_remote_wins(b)
     assert b.database.default_collection.get("doc5").body == {"who": "S2"}
+
+
+async def test_delta_each_edit_of_a_large_document_is_pushed_and_one_pulled(b, autojump_clock):
+    await delta(b)
+    assert b.database.default_collection.get("big0000000")["counter"] == 3
+
+
+async def test_continuous_each_edit_is_pushed_while_connected(b, autojump_clock):
+    await continuous(b)
+
+
+async def test_continuous_pull_live_each_edit_of_the_peer_is_pulled_while_connected(
+    b, autojump_clock
+):
+    await continuous_pull_live(b)
+    found = [b.database.default_collection.get(name)["name"] for name in ("s0", "s1", "s2")]
+    assert found == ["Dmitri Anderson", "Grace Clark", "Bob Anderson"]
 
 
 # --- The conversations of others ------------------------------------------------------------------
@@ -418,15 +514,27 @@ async def test_collections_missing_the_session_ends_when_the_peer_lacks_one(open
     await create_collections(c, *names)
     (script,) = read_transcript(TRANSCRIPTS / "collections-missing-vv.jsonl")
     server, failure = await replay(c, script, c.plan(names))
-    assert server.heard == server.recorded
+    assert lines(server.heard, c.plan(names)) == lines(server.recorded, c.plan(names))
     assert failure.status == 404
     assert not failure.retryable
     assert server.close_code == 1000
 
 
+async def put_trees(side, revisions):
+    """Put documents that bear tree revision IDs, newest first, as if written by version 3."""
+    collection = side.database.default_collection
+
+    def store(txn):
+        for document_id, (texts, body) in revisions.items():
+            trees = tuple(TreeRevisionID.parse(text) for text in texts)
+            revision = Revision.from_tree(trees, encode_body(body), deleted=False)
+            documents.put_revision(txn, collection.number, document_id, revision)
+
+    await side.database.engine.write(store)
+
+
 async def test_mixed_revtree_to_vv_documents_with_tree_revisions_are_pushed(open_side):
     a = open_side("nothing is written here")
-    collection = a.database.default_collection
     revisions = (
         "1-2e3b8835879a48b406856e6ddb3691754efb5364",
         "1-30aad1274b311514eabc9f2613ebddb378b396d8",
@@ -434,14 +542,7 @@ async def test_mixed_revtree_to_vv_documents_with_tree_revisions_are_pushed(open
         "1-81934956ca1118f36753fca1893ee8a424f3c320",
         "1-ec019262c86295924ccd8e10906a67462a461e0b",
     )
-
-    def store(txn):
-        for n, text in enumerate(revisions, 1):
-            tree = (TreeRevisionID.parse(text),)
-            revision = Revision.from_tree(tree, encode_body(note(n)), deleted=False)
-            documents.put_revision(txn, collection.number, f"doc{n}", revision)
-
-    await a.database.engine.write(store)
+    await put_trees(a, {f"doc{n}": ([text], note(n)) for n, text in enumerate(revisions, 1)})
     await converse(a, "mixed-revtree-to-vv", a.plan(pull=False))
 
 

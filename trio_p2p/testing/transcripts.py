@@ -50,11 +50,19 @@ class Spoken:
         properties = {k: v for k, v in message.properties.items() if k not in _PROPERTIES_ASIDE}
         what = {
             "properties": properties,
-            "body": _comparable_body(self.profile, self.is_reply, message.body),
+            "body": _comparable_body(self.profile, self.is_reply, message),
             "flags": [message.urgent, message.compressed, message.no_reply],
         }
         text = orjson.dumps(what, option=orjson.OPT_SORT_KEYS).decode()
         return f"{self.profile} reply {self.number} {text}" if self.is_reply else text
+
+    @property
+    def is_caught_up(self) -> bool:
+        """Whether it says that there is nothing (more) to offer or propose.
+
+        While a connection is open, Couchbase Lite says so again and again.
+        """
+        return self.profile in _SIZE_COLUMN and not self.is_reply and self.message.body == b"[]"
 
 
 Script = list[Spoken]
@@ -128,6 +136,27 @@ def _without_blobs(message: Message) -> Message:
     body = orjson.loads(message.body)
     kept = {k: v for k, v in body.items() if not (isinstance(v, dict) and v.get("@type") == "blob")}
     return replace(message, body=orjson.dumps(kept))
+
+
+def without_deltas(scripts: Sequence[Script]) -> list[Script]:
+    """A conversation as it would have been if every body had been sent whole."""
+    bodies: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def whole(said: Spoken) -> Spoken:
+        if said.profile != "rev" or said.is_reply:
+            return said
+        properties = dict(said.message.properties)
+        body = orjson.loads(said.message.body)
+        base = properties.pop("deltaSrc", None)
+        if base is not None:
+            # All that was recorded replace top-level values.
+            assert not any(isinstance(value, (dict, list)) for value in body.values())
+            body = bodies[properties["id"], base] | body
+        bodies[properties["id"], properties["rev"]] = body
+        message = replace(said.message, properties=properties, body=orjson.dumps(body))
+        return replace(said, message=message)
+
+    return [[whole(said) for said in script] for script in scripts]
 
 
 def altered(
@@ -210,7 +239,11 @@ class RecordedClock:
             await collection.put(document_id, body)
 
 
-def _comparable_body(profile: str, is_reply: bool, body: bytes) -> Any:
+def _comparable_body(profile: str, is_reply: bool, message: Message) -> Any:
+    body = message.body
+    if ERROR_CODE in message.properties:
+        # Words for people.
+        return None
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError:
