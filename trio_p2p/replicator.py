@@ -24,7 +24,11 @@ from trio_p2p.replication.connector import (
 from trio_p2p.replication.failure import replication_error
 from trio_p2p.replication.journal import Journal
 from trio_p2p.replication.link import Pulse
-from trio_p2p.replication.session import ActiveSession, Plan
+from trio_p2p.replication.session import (
+    ActiveSession,
+    NamingRefusedError,
+    Plan,
+)
 from trio_p2p.replication.status import (
     ActivityLevel,
     ReplicatorResult,
@@ -56,6 +60,8 @@ class Replicator:
         self._attempt_scope: trio.CancelScope | None = None
         self._session: ActiveSession | None = None
         self._healthy = False
+        self._names_collections = True
+        self._may_change_naming = True
         self._server_certificate: x509.Certificate | None = None
 
     # --- What it tells ---------------------------------------------------------------------------
@@ -174,6 +180,11 @@ class Replicator:
             else:
                 self._error = None
                 return
+            if isinstance(self._error, NamingRefusedError) and self._may_change_naming:
+                # Once, at once: a peer that refuses both ways has another reason.
+                self._names_collections = not self._names_collections
+                self._may_change_naming = False
+                continue
             failures = 1 if self._healthy else failures + 1
             if not self._error.retryable or failures >= self._attempts_max:
                 return
@@ -242,6 +253,7 @@ class Replicator:
             continuous=configuration.continuous,
             reset_checkpoint=self._reset_checkpoint,
             compression=configuration.compression,
+            names_collections=self._names_collections,
         )
         return ActiveSession(
             transport,
@@ -265,6 +277,7 @@ class Replicator:
         """A checkpoint was saved: the peer works, and a reset has begun to take effect."""
         self._healthy = True
         self._reset_checkpoint = False
+        self._may_change_naming = True
 
     def _note_progress(self) -> None:
         if not self._progress_changed:

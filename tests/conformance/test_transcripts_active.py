@@ -24,7 +24,8 @@ from trio_p2p.model.version import TreeRevisionID
 from trio_p2p.peer import Peer
 from trio_p2p.replication.checkpoint import checkpoint_id
 from trio_p2p.replication.journal import Journal
-from trio_p2p.replication.session import ActiveSession, CollectionPlan, Plan
+from trio_p2p.replication.session import ActiveSession, CollectionPlan, NamingRefusedError, Plan
+from trio_p2p.replicator import Replicator, ReplicatorConfiguration, ReplicatorType
 from trio_p2p.store import checkpoints, documents
 from trio_p2p.store.database import Database
 from trio_p2p.testing.databases import open_test_database
@@ -34,6 +35,7 @@ from trio_p2p.testing.transcripts import (
     Spoken,
     altered,
     read_transcript,
+    with_version_vectors,
     without_blobs,
     without_deltas,
 )
@@ -544,6 +546,119 @@ async def test_mixed_revtree_to_vv_documents_with_tree_revisions_are_pushed(open
     )
     await put_trees(a, {f"doc{n}": ([text], note(n)) for n, text in enumerate(revisions, 1)})
     await converse(a, "mixed-revtree-to-vv", a.plan(pull=False))
+
+
+D1 = "1-c77600c949f23888e611671dce26c0edacecf7d7"
+D1_EDITED = "2-fe25bbb18152063dbb30ccfbc3fc3196e36cf3eb"
+D2 = "1-b2d8f7810d3a291fc7766d908a5a85240d7ed377"
+
+
+async def test_v32_to_v32_default_a_session_that_names_no_collection_replicates_the_default_one(
+    open_side,
+):
+    """The first connection is of one peer, the other two of another."""
+    scripts = with_version_vectors(read_transcript(TRANSCRIPTS / "v32-to-v32-default.jsonl"))
+    a = open_side("nothing is written here")
+    await put_trees(a, {"d1": ([D1], {"v": "3.2", "n": 1}), "d2": ([D2], {"v": "3.2", "n": 2})})
+    plan = a.plan(pull=False, names_collections=False)
+    await converse(a, "v32-to-v32-default", plan, adapt=lambda _: scripts[:1])
+
+
+async def test_v32_to_v32_default_a_session_that_names_no_collection_pulls_and_pushes(open_side):
+    """The first connection is of one peer, the other two of another."""
+    _, *scripts = with_version_vectors(read_transcript(TRANSCRIPTS / "v32-to-v32-default.jsonl"))
+    b = open_side("nothing is written here")
+    pull = b.plan(push=False, names_collections=False)
+    await converse(b, "v32-to-v32-default", pull, adapt=lambda _: scripts[:1])
+    await put_trees(b, {"d1": ([D1_EDITED, D1], {"edit": 1})})
+    both = b.plan(names_collections=False)
+    await converse(b, "v32-to-v32-default", both, adapt=lambda _: scripts[1:])
+
+
+async def test_v41_to_v32_default_a_peer_that_knows_no_collections_is_told_apart(open_side):
+    a = open_side("nothing is written here")
+    tree = "1-76596c99bc731ad3cdfc8f67931e0ab3137d5ee0"
+    await put_trees(a, {name: ([tree], {"v": "4.1"}) for name in ("e1", "e2")})
+    (script,) = read_transcript(TRANSCRIPTS / "v41-to-v32-default.jsonl")
+    plan = a.plan(pull=False)
+    server, failure = await replay(a, script, plan)
+    assert lines(server.heard, plan) == lines(server.recorded, plan)
+    assert isinstance(failure, NamingRefusedError)
+    assert server.close_code == 4002
+
+
+class RecordedServers:
+    """Recorded passive peers behind one address: each connection meets the next one."""
+
+    def __init__(self, side, scripts, nursery):
+        self.met = []
+        self._side = side
+        self._scripts = iter(scripts)
+        self._nursery = nursery
+
+    async def connect(self):
+        await trio.lowlevel.checkpoint()
+        transport, far_end = memory_transport_pair()
+        server = RecordedServer(far_end, next(self._scripts), self._side.names)
+        self.met.append(server)
+        self._nursery.start_soon(server.run)
+        return transport
+
+
+@pytest.fixture
+def push(nursery):
+    """Runs a replicator that pushes to these recorded peers, one at each connection."""
+
+    async def push(side, scripts, **collections):
+        servers = RecordedServers(side, scripts, nursery)
+        config = ReplicatorConfiguration(
+            target=servers.connect,
+            collections=collections.get("collections", [side.database.default_collection]),
+            replicator_type=ReplicatorType.PUSH,
+        )
+        replicator = Replicator(config)
+        await replicator.run()
+        return replicator, servers.met
+
+    return push
+
+
+def read_one(name):
+    return read_transcript(TRANSCRIPTS / f"{name}.jsonl")[0]
+
+
+async def test_a_replicator_that_is_refused_for_naming_collections_starts_again_without(
+    open_side, push, autojump_clock
+):
+    a = open_side("nothing is written here")
+    await put_trees(a, {"d1": ([D1], {"v": "3.2", "n": 1}), "d2": ([D2], {"v": "3.2", "n": 2})})
+    refusing = read_one("v41-to-v32-default")
+    (taking,) = with_version_vectors([read_one("v32-to-v32-default")])
+    before = trio.current_time()
+    replicator, (_, second) = await push(a, [refusing, taking])
+    assert trio.current_time() - before < 2
+    assert replicator.status.error is None
+    assert replicator.statistics().documents_pushed == 2
+    plan = a.plan()
+    assert lines(second.heard, plan) == lines(second.recorded, plan)
+
+
+async def test_a_replicator_that_is_refused_both_ways_ends_with_the_last_refusal(open_side, push):
+    a = open_side("nothing is written here")
+    await put_trees(a, {"d1": ([D1], {"v": "3.2", "n": 1})})
+    scripts = [read_one("v41-to-v32-default"), read_one("v32-to-v41-default")]
+    replicator, met = await push(a, scripts)
+    assert [server.close_code for server in met] == [4002, 4002]
+    assert replicator.status.error.status == 400
+
+
+async def test_a_replicator_of_a_named_collection_has_no_other_way(open_side, push):
+    a = open_side("nothing is written here")
+    shop = await a.database.create_collection("shop")
+    await shop.put("d1", {})
+    replicator, met = await push(a, [read_one("v41-to-v32-default")], collections=[shop])
+    assert len(met) == 1
+    assert replicator.status.error.status == 400
 
 
 # --- The comparison itself ------------------------------------------------------------------------

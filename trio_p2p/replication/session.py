@@ -48,6 +48,18 @@ CLOSE_NORMAL = 1000
 CLOSE_TRANSIENT = 4001
 CLOSE_PERMANENT = 4002
 
+DEFAULT_COLLECTION = "_default"
+# How a peer refuses a session that names collections, if it does not, or the other way round.
+# Source: Couchbase Lite 3.2 and 4.1, as recorded; 404 from before 3.1, where nothing names them.
+_NAMING_REFUSALS = frozenset({("HTTP", 400), ("BLIP", 404)})
+
+
+class NamingRefusedError(ReplicationError):
+    """The peer understands nothing that we say, perhaps because it names collections or does not.
+
+    Raised only where a session that does the other may work: for the default collection alone.
+    """
+
 
 @dataclass(frozen=True, slots=True)
 class CollectionPlan:
@@ -63,6 +75,8 @@ class Plan:
     """What an active peer is to do.
 
     `target` names the peer as long as its database's UUID is not known: its URL, mostly.
+    `names_collections`: False speaks as Couchbase Lite does up to 3.3 where it replicates nothing
+    but the default collection.
     """
 
     target: str
@@ -72,6 +86,7 @@ class Plan:
     continuous: bool = False
     reset_checkpoint: bool = False
     compression: bool = True
+    names_collections: bool = True
 
 
 @dataclass(slots=True)
@@ -125,7 +140,9 @@ class ActiveSession:
         self._engine = plan.collections[0].collection.database.engine
         self._pulse = Pulse()
         self._peer = Peer(transport, compression=plan.compression)
-        self._profile = CouchbaseProfile(self._peer, self._handle, active=True)
+        self._profile = CouchbaseProfile(
+            self._peer, self._handle, active=True, names_collections=plan.names_collections
+        )
         self._parts: list[_Part] = []
         self._stopping = False
         self._replicated = False
@@ -139,7 +156,7 @@ class ActiveSession:
     async def run(self) -> None:
         """Replicate until done (one-shot), asked to stop, or failed.
 
-        Raises: ReplicationError, with what ended it as its cause.
+        Raises: ReplicationError, with what ended it as its cause; NamingRefusedError.
         Cancelling: ends the connection without a goodbye; what was stored stays, and what the last
         checkpoint did not cover is offered again next time.
         """
@@ -160,9 +177,18 @@ class ActiveSession:
             self._transport.abort()
             self._journal.moved(self._peer.bytes_sent, self._peer.bytes_received)
         if failure is not None:
-            raise replication_error(failure) from failure
+            raise self._error(failure) from failure
         if lost is not None and not self._finished:
             raise replication_error(lost) from lost
+
+    def _error(self, failure: BaseExceptionGroup[TrioP2PError]) -> ReplicationError:
+        error = replication_error(failure)
+        names = [plan.collection.full_name for plan in self._plan.collections]
+        if self._profile.is_understood or names != [DEFAULT_COLLECTION]:
+            return error
+        if failure.split(_refuses_naming)[0] is None:
+            return error
+        return NamingRefusedError(error.message, status=error.status)
 
     async def _say_goodbye(self, failure: BaseExceptionGroup[TrioP2PError] | None) -> None:
         """Close with the code that Couchbase Lite would: what the peer refused is its own doing."""
@@ -257,7 +283,10 @@ class ActiveSession:
             peer_key = remotes.peer_at(txn, self._plan.target) or self._plan.target
         ids = self._checkpoint_ids(peer_key)
         names = tuple(plan.collection.full_name for plan in plans)
-        reply = await self._get_collections(GetCollections(names, ids, self._engine.id))
+        if self._plan.names_collections:
+            reply = await self._get_collections(GetCollections(names, ids, self._engine.id))
+        else:
+            reply = CollectionsReply(tuple(await self._get_checkpoints(ids)), None)
         missing = [n for n, c in zip(names, reply.checkpoints, strict=True) if c is None]
         if missing:
             text = f"collection not found on remote: {', '.join(missing)}"
@@ -360,3 +389,7 @@ class ActiveSession:
 
     def _puller(self, collection: int) -> Puller | None:
         return self._parts[collection].puller if collection < len(self._parts) else None
+
+
+def _refuses_naming(error: BaseException) -> bool:
+    return isinstance(error, PeerError) and (error.domain, error.code) in _NAMING_REFUSALS

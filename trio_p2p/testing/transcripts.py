@@ -159,6 +159,24 @@ def without_deltas(scripts: Sequence[Script]) -> list[Script]:
     return [[whole(said) for said in script] for script in scripts]
 
 
+def with_version_vectors(scripts: Sequence[Script]) -> list[Script]:
+    """A conversation of Couchbase Lite 3 as if both sides had told the abilities of version 4."""
+
+    def abilities(properties: Mapping[str, str]) -> dict[str, str]:
+        told = dict(properties)
+        if told.pop("maxHistory", None):
+            told["sendReplacementRevs"] = "1"
+        if "versioning" in told:
+            told["versioning"] = "version-vectors"
+        return told
+
+    def change(said: Spoken) -> Spoken:
+        properties = abilities(said.message.properties)
+        return replace(said, message=replace(said.message, properties=properties))
+
+    return [[change(said) for said in script] for script in scripts]
+
+
 def altered(
     scripts: Sequence[Script],
     *,

@@ -68,14 +68,19 @@ Properties = Mapping[str, str]
 class CouchbaseProfile:
     """Writes and reads messages for one peer."""
 
-    def __init__(self, peer: Peer, handler: Handler, *, active: bool) -> None:
+    def __init__(
+        self, peer: Peer, handler: Handler, *, active: bool, names_collections: bool = True
+    ) -> None:
         """`handler` gets the peer's requests; `active` tells which side we are."""
         self._peer = peer
         self._handler = handler
         self._active = active
-        # A peer that does not name collections (Couchbase Lite before 3.1) means the default one.
-        self.names_collections = True
+        # A session that does not name collections (Couchbase Lite's way up to 3.3) is about the
+        # default one.
+        self.names_collections = names_collections
         self.replacements_wanted = False
+        # Whether the peer has answered a message about a collection.
+        self.is_understood = False
 
     # --- Asking ----------------------------------------------------------------------------------
 
@@ -92,20 +97,17 @@ class CouchbaseProfile:
 
     async def get_checkpoint(self, collection: int, client: str) -> HeldCheckpoint | None:
         try:
-            reply = await self._peer.request(
-                self._message("getCheckpoint", collection, {"client": client})
-            )
+            reply = await self._ask(self._message("getCheckpoint", collection, {"client": client}))
         except PeerError as exc:
             if exc.domain == "HTTP" and exc.code == 404:
+                self.is_understood = True
                 return None
             raise
         return HeldCheckpoint(reply.properties.get("rev", ""), reply.body)
 
     async def set_checkpoint(self, collection: int, client: str, revision: str, body: bytes) -> str:
         properties = {"client": client, "rev": revision}
-        reply = await self._peer.request(
-            self._message("setCheckpoint", collection, properties, body)
-        )
+        reply = await self._ask(self._message("setCheckpoint", collection, properties, body))
         return reply.properties.get("rev", "")
 
     async def subscribe(self, request: SubscribeChanges) -> None:
@@ -124,7 +126,7 @@ class CouchbaseProfile:
         body = b""
         if request.document_ids is not None:
             body = orjson.dumps({"docIDs": request.document_ids})
-        await self._peer.request(self._message("subChanges", request.collection, properties, body))
+        await self._ask(self._message("subChanges", request.collection, properties, body))
 
     def offer(self, collection: int, changes: Sequence[OfferedChange]) -> PendingAnswers:
         rows = [_change_row(change) for change in changes]
@@ -135,7 +137,7 @@ class CouchbaseProfile:
         self, collection: int, proposals: Sequence[Proposal]
     ) -> Sequence[ProposalAnswer]:
         rows = [_proposal_row(proposal) for proposal in proposals]
-        reply = await self._peer.request(self._listing("proposeChanges", collection, rows))
+        reply = await self._ask(self._listing("proposeChanges", collection, rows))
         self.note_abilities(reply.properties)
         answers = [_proposal_answer(item) for item in _array(reply.body)]
         return _padded(answers, len(proposals), ProposalAnswer(0))
@@ -186,6 +188,11 @@ class CouchbaseProfile:
         body = body_to_json(revision.body)
         message = self._message("rev", collection, properties, body, compressed=True)
         self._peer.send(message, on_reply)
+
+    async def _ask(self, message: Message) -> Message:
+        reply = await self._peer.request(message)
+        self.is_understood = True
+        return reply
 
     def _message(
         self,
