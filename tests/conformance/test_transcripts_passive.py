@@ -4,6 +4,7 @@ The conversations of the peer S build on each other, so each function here plays
 first, and does to S what was done between the two.
 """
 
+import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from trio_p2p.errors import ConnectionLostError, PeerError
 from trio_p2p.peer import Peer
 from trio_p2p.replication.journal import Journal
 from trio_p2p.replication.passive import PassiveSession
+from trio_p2p.store import checkpoints
 from trio_p2p.store.database import Database
 from trio_p2p.testing.databases import open_test_database
 from trio_p2p.testing.transcripts import (
@@ -26,7 +28,9 @@ from trio_p2p.testing.transcripts import (
     altered,
     error_message,
     read_transcript,
+    with_version_vectors,
     without_blobs,
+    without_deltas,
 )
 from trio_p2p.transport.memory import memory_transport_pair
 
@@ -44,6 +48,17 @@ class Side:
 
     async def edit(self, time, document_id, body):
         await self.clock.edit(self.database.default_collection, time, document_id, body)
+
+    async def edit_as_recorded(self, script, said):
+        """Make the edits that the recorded passive peer is about to offer and will send."""
+        if said.by_client or said.is_reply or said.profile != "changes":
+            return
+        sent = [s.message for s in script if s.profile == "rev" and not (s.by_client or s.is_reply)]
+        bodies = {message.properties["rev"]: json.loads(message.body) for message in sent}
+        for _, document_id, rev, *_ in json.loads(said.message.body):
+            if rev in bodies:
+                await self.edit(int(rev.split("@")[0], 16), document_id, bodies[rev])
+                await wait_all_tasks_blocked()
 
 
 @pytest.fixture
@@ -69,9 +84,13 @@ class RecordedClient:
         with suppress(ConnectionLostError):
             await self._peer.run(self._on_request)
 
-    async def speak(self):
-        """Say everything, each once the other side has done all it can about the one before."""
+    async def speak(self, meanwhile):
+        """Say everything, each once the other side has done all it can about the one before.
+
+        `meanwhile` is called with the script and each message of it, before that is said.
+        """
         for said in self._script:
+            await meanwhile(self._script, said)
             if said.by_client:
                 self._say(said)
                 await wait_all_tasks_blocked()
@@ -101,11 +120,15 @@ class RecordedClient:
 
     def _note(self, is_reply, number, profile, message):
         spoken = Spoken(False, is_reply, number, profile, self._names.to_recorded(message))
-        self.heard.append(spoken.line)
+        self.heard.append(spoken)
         return spoken
 
 
-async def replay(side, script):
+async def nothing(script, said):
+    await trio.lowlevel.checkpoint()
+
+
+async def replay(side, script, meanwhile=nothing):
     """Serve one recorded connection; returns what we said and what the recorded peer said."""
     transport, far_end = memory_transport_pair()
     session = PassiveSession(transport, side.database.collections(), Journal())
@@ -113,14 +136,22 @@ async def replay(side, script):
     async with trio.open_nursery() as nursery:
         nursery.start_soon(session.run)
         nursery.start_soon(client.listen)
-        await client.speak()
-    return sorted(client.heard), sorted(said.line for said in script if not said.by_client)
+        await client.speak(meanwhile)
+    return client.heard, [said for said in script if not said.by_client]
 
 
 async def converse(side, name, adapt=lambda scripts: scripts):
     for script in adapt(read_transcript(TRANSCRIPTS / f"{name}.jsonl")):
         ours, recorded = await replay(side, script)
-        assert ours == recorded
+        assert sorted(said.line for said in ours) == sorted(said.line for said in recorded)
+
+
+async def converse_live(side, name, adapt=lambda script: script):
+    """A continuous conversation; how often we say that we have caught up is our own business."""
+    (script,) = read_transcript(TRANSCRIPTS / f"{name}.jsonl")
+    said_by_each = await replay(side, adapt(script), side.edit_as_recorded)
+    ours, recorded = (sorted(s.line for s in said if not s.is_caught_up) for said in said_by_each)
+    assert ours == recorded
 
 
 # --- The conversations of S -----------------------------------------------------------------------
@@ -172,9 +203,60 @@ async def conflict_remote_wins(s):
     await converse(s, "conflict-remote-wins-vv")
 
 
-async def pull_docids(s):
-    """What was between concerns other documents, of which this conversation shows nothing."""
+async def between(s):
+    """Of what was not recorded, doc3 being settled, both sides remember this."""
+    await s.edit(0x18EA7BF9A0000000, "doc3", {})
+    client, body = "cp-+x5+wkpqluI9gMz1qU/XHdPJGOU=", b'{"local":18,"remote":15}'
+    for n in range(16, 20):
+        await s.database.engine.write(
+            lambda txn, n=n: checkpoints.set_peer(txn, client, f"{n}-cc", body)
+        )
+
+
+async def delta(s):
+    """The conversation about deltas, with whole bodies here."""
     await conflict_remote_wins(s)
+    await between(s)
+    *pushing, pulling = without_deltas(read_transcript(TRANSCRIPTS / "delta-vv.jsonl"))
+    await converse(s, "delta-vv", adapt=lambda _: pushing)
+    (edited,) = (said for said in pulling if said.profile == "rev" and not said.is_reply)
+    await s.edit(0x18EA7BFA42EE0000, "big0000000", json.loads(edited.message.body))
+    await converse(s, "delta-vv", adapt=lambda _: [pulling])
+
+
+def with_echoes(script):
+    """As if the recorded peer had offered at once, as ours does, what it had just been sent.
+
+    It keeps it for the next connection, where the checkpoint then is behind.
+    """
+    sequences = iter(range(20, 30))
+    told = []
+    for said in script:
+        told.append(said)
+        if said.profile == "rev" and said.is_reply:
+            sent = next(s.message for s in script if s.by_client and s.number == said.number)
+            sequence = next(sequences)
+            row = [sequence, sent.properties["id"], sent.properties["rev"], 0, 0]
+            properties = {"Profile": "changes", "collection": "0"}
+            offer = Message(properties, json.dumps([row]).encode(), urgent=True, compressed=True)
+            # In the recording, no request has such a number.
+            told.append(Spoken(False, False, 1_000 + sequence, "changes", offer))
+            told.append(Spoken(True, True, 1_000 + sequence, "changes", Message({}, b"[]")))
+    return told
+
+
+async def continuous(s):
+    await delta(s)
+    await converse_live(s, "continuous-vv", adapt=with_echoes)
+
+
+async def continuous_pull_live(s):
+    await continuous(s)
+    await converse_live(s, "continuous-pull-live-vv")
+
+
+async def pull_docids(s):
+    await continuous_pull_live(s)
     await converse(s, "pull-docids-vv")
 
 
@@ -210,6 +292,19 @@ async def test_conflict_remote_wins_the_proposal_is_refused_and_our_revision_sen
     await conflict_remote_wins(s)
 
 
+async def test_delta_each_edit_of_a_large_document_is_taken_and_one_sent(s):
+    await delta(s)
+
+
+async def test_continuous_each_edit_is_taken_while_connected(s):
+    await continuous(s)
+    assert s.database.default_collection.get("w2")["name"] == "Bob Anderson"
+
+
+async def test_continuous_pull_live_each_edit_is_offered_and_sent_while_connected(s):
+    await continuous_pull_live(s)
+
+
 async def test_pull_docids_only_the_documents_asked_for_are_offered(s):
     await pull_docids(s)
 
@@ -239,6 +334,11 @@ async def test_collections_missing_the_unknown_one_is_named_as_such(s):
 async def test_mixed_revtree_to_vv_documents_with_tree_revisions_are_taken(s):
     await converse(s, "mixed-revtree-to-vv")
     assert s.database.default_collection.count == 5
+
+
+async def test_v32_to_v32_default_a_session_that_names_no_collection_is_about_the_default_one(s):
+    await converse(s, "v32-to-v32-default", adapt=with_version_vectors)
+    assert s.database.default_collection.get("d1").body == {"edit": 1}
 
 
 # --- The comparison itself ------------------------------------------------------------------------
