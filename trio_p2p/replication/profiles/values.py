@@ -1,0 +1,89 @@
+"""Values in messages, checked as they are read: what is wrong is a RemoteProtocolError."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from trio_p2p.errors import InvalidDocumentError, RemoteProtocolError
+from trio_p2p.ids import DocumentID, document_id
+
+Properties = Mapping[str, str]
+
+
+def array(body: bytes) -> list[Any]:
+    value = json_value(body)
+    if not isinstance(value, list):
+        raise RemoteProtocolError("not a JSON array", got=type(value).__name__)
+    return value
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    value = json_value(body)
+    if not isinstance(value, dict):
+        raise RemoteProtocolError("not a JSON object", got=type(value).__name__)
+    return value
+
+
+def json_value(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as exc:
+        raise RemoteProtocolError("not JSON", got=body[:40]) from exc
+
+
+def is_true(properties: Properties, name: str) -> bool:
+    """LiteCore writes `true` in some places and `1` in others."""
+    return properties.get(name, "").lower() in ("true", "yes") or bool(number(properties, name))
+
+
+def number(properties: Properties, name: str, default: str = "") -> int | None:
+    """A count in decimal digits; None for anything else."""
+    text = properties.get(name, default)
+    # Python refuses to read very long ones, and nothing here needs more than 64 bits.
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
+
+
+def required(properties: Properties, name: str) -> str:
+    text = properties.get(name)
+    if not text:
+        raise RemoteProtocolError("a property is missing", property=name)
+    return text
+
+
+def written(value: Any) -> bytes:
+    """JSON that was read, written again: orjson reads deeper nesting than it writes."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError as exc:
+        raise RemoteProtocolError("JSON is nested too deeply") from exc
+
+
+def sequence(value: Any) -> str:
+    """A sequence as JSON text, its form in properties: nearly always a plain number."""
+    return str(value) if type(value) is int else written(value).decode()
+
+
+def uuid(text: str | None) -> UUID | None:
+    """Another database's UUID; None for anything that is not one, since peers may leave it out."""
+    try:
+        return UUID(text) if text else None
+    except ValueError:
+        return None
+
+
+def document_id_of(value: object) -> DocumentID:
+    try:
+        return document_id(value)
+    except InvalidDocumentError as exc:
+        raise RemoteProtocolError("not a document ID", got=str(value)[:80]) from exc
+
+
+def padded(answers: list[Any], length: int, filler: Any) -> list[Any]:
+    """Trailing zeros are left out on the wire."""
+    if len(answers) > length:
+        raise RemoteProtocolError("more answers than questions")
+    return answers + [filler] * (length - len(answers))
