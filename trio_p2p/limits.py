@@ -119,6 +119,10 @@ REVISIONS_REQUESTED_MAX: Final = 1_000
 INSERT_BATCH_REVISIONS_MAX: Final = 500
 # Ancestors named when asking for a revision. Source: LiteCore's RevFinder.
 ANCESTORS_MAX: Final = 10
+# Blobs of one collection asked for at once, so that a large one does not hold up all others; and
+# blobs sent at once on one connection, each of which has a file open and a part in memory.
+BLOBS_FETCHED_AT_ONCE: Final = 4
+BLOBS_SENT_AT_ONCE: Final = 8
 # A checkpoint is saved this long after it changed, or after this many completed documents: what a
 # crash may cause to be offered again.
 CHECKPOINT_INTERVAL_S: Final = 1.0

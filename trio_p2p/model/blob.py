@@ -58,12 +58,17 @@ def may_name_blobs(encoded: bytes) -> bool:
     return _MARK in encoded
 
 
+def named_blobs(encoded: bytes) -> dict[bytes, Mapping[str, Any]]:
+    """All blobs that an encoded body names: their digests, and a mapping that names each."""
+    if not may_name_blobs(encoded):
+        return {}
+    body = cbor2.loads(encoded)
+    return {sha1: naming for value in body.values() for sha1, naming in _named(value)}
+
+
 def digests(encoded: bytes) -> frozenset[bytes]:
     """The digests of all blobs that an encoded body names."""
-    if not may_name_blobs(encoded):
-        return frozenset()
-    body = cbor2.loads(encoded)
-    return frozenset(sha1 for value in body.values() for sha1 in _digests(value))
+    return frozenset(named_blobs(encoded))
 
 
 def with_blobs(value: Any, make_blob: Callable[[Mapping[str, Any]], Any]) -> Any:
@@ -77,13 +82,13 @@ def with_blobs(value: Any, make_blob: Callable[[Mapping[str, Any]], Any]) -> Any
     return value
 
 
-def _digests(value: Any) -> Iterator[bytes]:
+def _named(value: Any) -> Iterator[tuple[bytes, Mapping[str, Any]]]:
     if isinstance(value, dict):
         digest = named_digest(value)
         if digest is not None:
-            yield digest
+            yield digest, value
         for item in value.values():
-            yield from _digests(item)
+            yield from _named(item)
     elif isinstance(value, list):
         for item in value:
-            yield from _digests(item)
+            yield from _named(item)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import trio
 
@@ -12,17 +13,18 @@ from trio_p2p import limits
 from trio_p2p.errors import ClockSkewError, StoreFullError
 from trio_p2p.model.conflict import Arrival, judge_arrival, merge_revisions, revives, settle_alone
 from trio_p2p.model.document import Revision
+from trio_p2p.replication.blob_fetcher import STATUS_INSUFFICIENT_STORAGE, BlobFetcher
 from trio_p2p.replication.knowledge import RemoteKnowledge
 from trio_p2p.replication.link import Link
 from trio_p2p.replication.messages import RevisionOutcome, SentRevision
 from trio_p2p.store import blob_uses, conflicts, documents
+from trio_p2p.store.blobs import Blob
 from trio_p2p.store.transaction import WriteTransaction
 
-# Transient for every peer; unlike 503, it does not make Couchbase Lite drop the connection.
 STATUS_NOT_FOUND = 404
+# Transient for every peer; unlike 503, it does not make Couchbase Lite drop the connection.
 STATUS_LATER = 429
 STATUS_CONFLICT = 409
-STATUS_INSUFFICIENT_STORAGE = 507
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +38,18 @@ class Insertion:
 OnInserted = Callable[[Insertion], None]
 
 
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    """A revision to be stored, and the blobs it names, which are kept meanwhile."""
+
+    sent: SentRevision
+    may_revive: bool
+    on_inserted: OnInserted
+    blobs: Sequence[Blob] = ()
+
+
 class Inserter:
-    """Stores what arrives in one collection.
+    """Stores what arrives in one collection, after the blobs it names.
 
     On the active side (`knowledge` given) a conflicting revision is kept for the resolver; on the
     passive side it is refused, and the peer resolves.
@@ -46,7 +58,9 @@ class Inserter:
     def __init__(self, link: Link, knowledge: RemoteKnowledge | None = None) -> None:
         self._link = link
         self._knowledge = knowledge
-        self._arrived: deque[tuple[SentRevision, bool, OnInserted]] = deque()
+        self._fetcher = BlobFetcher(link)
+        self._fetching = 0
+        self._arrived: deque[_Arrived] = deque()
         self._storing = 0
         # Of its own, not the session's pulse: it is set for every single revision.
         self._wake = trio.Event()
@@ -54,18 +68,40 @@ class Inserter:
     @property
     def backlog(self) -> int:
         """Revisions that arrived and are not stored yet."""
-        return len(self._arrived) + self._storing
+        return self._fetching + len(self._arrived) + self._storing
 
     def add(self, sent: SentRevision, on_inserted: OnInserted, *, may_revive: bool = False) -> None:
         """Queue a revision. `on_inserted` is called once its fate is durable; it must not block.
 
         `may_revive`: its proposal named no parent, so it may follow on a tombstone here.
         """
-        self._arrived.append((sent, may_revive, on_inserted))
-        self._wake.set()
+
+        def on_ready(failure: RevisionOutcome | None, blobs: Sequence[Blob]) -> None:
+            self._fetching -= 1
+            if failure is not None:
+                on_inserted(Insertion(failure))
+            else:
+                self._enqueue(_Arrived(sent, may_revive, on_inserted, blobs))
+
+        if self._fetcher.want(sent, on_ready):
+            self._fetching += 1
+        else:
+            self._enqueue(_Arrived(sent, may_revive, on_inserted))
 
     async def run(self) -> None:
-        """Store batches for ever. Cancelling: the batch being committed is finished."""
+        """Fetch blobs and store batches for ever. Raises ConnectionLostError.
+
+        Cancelling: the batch being committed is finished.
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._fetcher.run)
+            await self._store_all()
+
+    def _enqueue(self, arrived: _Arrived) -> None:
+        self._arrived.append(arrived)
+        self._wake.set()
+
+    async def _store_all(self) -> NoReturn:
         while True:
             await self._wake.wait()
             size = min(len(self._arrived), limits.INSERT_BATCH_REVISIONS_MAX)
@@ -74,18 +110,16 @@ class Inserter:
                 self._wake = trio.Event()
             self._storing = size
             try:
-                insertions = await self._store(
-                    [(sent, may_revive) for sent, may_revive, _ in batch]
-                )
+                insertions = await self._store(batch)
             finally:
                 self._storing = 0
-            for (_, _, on_inserted), insertion in zip(batch, insertions, strict=True):
-                on_inserted(insertion)
+            for arrived, insertion in zip(batch, insertions, strict=True):
+                arrived.on_inserted(insertion)
             self._link.pulse.notify()
 
-    async def _store(self, batch: list[tuple[SentRevision, bool]]) -> list[Insertion]:
+    async def _store(self, batch: list[_Arrived]) -> list[Insertion]:
         def job(txn: WriteTransaction) -> list[Insertion]:
-            return [self._insert(txn, sent, may_revive) for sent, may_revive in batch]
+            return [self._insert(txn, a.sent, a.may_revive) for a in batch]
 
         try:
             insertions = await self._link.engine.write(job)
@@ -93,9 +127,9 @@ class Inserter:
             full = RevisionOutcome(STATUS_INSUFFICIENT_STORAGE, str(exc), retryable=True)
             return [Insertion(full)] * len(batch)
         if self._knowledge is not None:
-            for (sent, _), insertion in zip(batch, insertions, strict=True):
+            for arrived, insertion in zip(batch, insertions, strict=True):
                 if not insertion.outcome.failed:
-                    self._knowledge.stored(sent.document_id)
+                    self._knowledge.stored(arrived.sent.document_id)
         return insertions
 
     def _insert(self, txn: WriteTransaction, sent: SentRevision, may_revive: bool) -> Insertion:

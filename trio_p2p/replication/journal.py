@@ -75,18 +75,29 @@ class Journal:
         self._resolved += 1
         self._on_change()
 
+    def blob_received(self) -> None:
+        """A blob is here, whole."""
+        self._add(blobs_received=1)
+
+    def blob_bytes_received(self, count: int) -> None:
+        """So much of a blob has come."""
+        self._add(blob_bytes_received=count)
+
+    def blob_sent(self) -> None:
+        """A blob was sent, whole."""
+        self._add(blobs_sent=1)
+
+    def blob_bytes_sent(self, count: int) -> None:
+        """So much of a blob was sent."""
+        self._add(blob_bytes_sent=count)
+
     def connected(self) -> None:
         """A session began."""
-        self._statistics = replace(self._statistics, connections=self._statistics.connections + 1)
+        self._add(connections=1)
 
     def moved(self, bytes_sent: int, bytes_received: int) -> None:
         """A session ended that moved so many bytes."""
-        statistics = self._statistics
-        self._statistics = replace(
-            statistics,
-            wire_bytes_sent=statistics.wire_bytes_sent + bytes_sent,
-            wire_bytes_received=statistics.wire_bytes_received + bytes_received,
-        )
+        self._add(wire_bytes_sent=bytes_sent, wire_bytes_received=bytes_received)
 
     def statistics(self) -> ReplicatorStatistics:
         """All counters now."""
@@ -104,6 +115,11 @@ class Journal:
         return Progress(
             self._settled, max(self._offered, self._settled), sum(self._counts.values())
         )
+
+    def _add(self, **counts: int) -> None:
+        sums = {name: getattr(self._statistics, name) + n for name, n in counts.items()}
+        self._statistics = replace(self._statistics, **sums)
+        self._on_change()
 
     def _tell(self, event: DocumentReplication) -> None:
         self.events.append(event)

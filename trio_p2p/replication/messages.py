@@ -201,6 +201,38 @@ class NoRevision:
 
 
 @dataclass(frozen=True, slots=True)
+class GetAttachment:
+    """Asks for a blob, from a place in it on; the reply is its content, in parts.
+
+    `document_id` is that of a document which names it. `compress`: it is worth compressing.
+    `answer_to` is what the profile knows this request by.
+    """
+
+    collection: int
+    sha1: bytes
+    document_id: str
+    compress: bool = False
+    start: int = 0
+    answer_to: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ProveAttachment:
+    """Asks to prove that a blob is held; the reply is an AttachmentProof."""
+
+    collection: int
+    sha1: bytes
+    nonce: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AttachmentProof:
+    """The SHA-1 of the nonce's length, the nonce and the content, as a digest."""
+
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """An error in place of a reply."""
 
@@ -218,6 +250,8 @@ Request = (
     | ProposeChanges
     | SendRevisions
     | NoRevision
+    | GetAttachment
+    | ProveAttachment
 )
 Reply = (
     CollectionsReply
@@ -227,6 +261,7 @@ Reply = (
     | OffersReply
     | ProposalsReply
     | RevisionsReply
+    | AttachmentProof
     | Refusal
 )
 Respond = Callable[[Reply], None]

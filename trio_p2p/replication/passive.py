@@ -13,6 +13,7 @@ from trio_p2p.errors import ConflictError, ReplicationError, TrioP2PError
 from trio_p2p.ids import DocumentID
 from trio_p2p.model.conflict import ProposalStatus, judge_proposal
 from trio_p2p.peer import Peer
+from trio_p2p.replication.blob_server import BlobServer
 from trio_p2p.replication.failure import replication_error
 from trio_p2p.replication.feeder import Feeder
 from trio_p2p.replication.inserter import Inserter, Insertion
@@ -22,6 +23,7 @@ from trio_p2p.replication.messages import (
     Accepted,
     CheckpointSaved,
     CollectionsReply,
+    GetAttachment,
     GetCheckpoint,
     GetCollections,
     HeldCheckpoint,
@@ -31,6 +33,7 @@ from trio_p2p.replication.messages import (
     ProposalAnswer,
     ProposalsReply,
     ProposeChanges,
+    ProveAttachment,
     Refusal,
     Request,
     Respond,
@@ -75,6 +78,7 @@ class PassiveSession:
         self._pulse = Pulse()
         self._peer = Peer(transport)
         self._profile = CouchbaseProfile(self._peer, self._handle, active=False)
+        self._blob_server = BlobServer(self._engine, self._profile, journal)
         self._parts: list[_Part] = []
         self._tasks: trio.Nursery | None = None
 
@@ -134,6 +138,10 @@ class PassiveSession:
                 self._arrived(part, request, respond)
             case OfferChanges():
                 respond(Refusal(409, "use proposeChanges", "BLIP"))
+            case GetAttachment():
+                self._start(self._blob_server.send, request, respond)
+            case ProveAttachment():
+                self._start(self._blob_server.prove, request, respond)
             case NoRevision(document_id=document_id):
                 part.revivals.discard(document_id)
 

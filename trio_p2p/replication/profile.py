@@ -5,12 +5,13 @@ Pusher and Puller deal in batches of typed messages and never know how a profile
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, Sequence
 from typing import Protocol
 
 from trio_p2p.model.version import RevisionID
 from trio_p2p.replication.messages import (
     CollectionsReply,
+    GetAttachment,
     GetCollections,
     HeldCheckpoint,
     NoRevision,
@@ -28,6 +29,23 @@ class PendingAnswers(Protocol):
     """The answers to an offer, on their way."""
 
     async def wait(self) -> Sequence[Wanted | None]: ...
+
+
+class IncomingAttachment(Protocol):
+    """A blob on its way."""
+
+    @property
+    def start(self) -> int:
+        """Where in the blob it begins, once the first part was received."""
+        ...
+
+    async def receive(self) -> bytes:
+        """What came since; empty at the end. Raises PeerError, ConnectionLostError."""
+        ...
+
+    def abandon(self) -> None:
+        """Drop the rest, which may still come."""
+        ...
 
 
 class Profile(Protocol):
@@ -67,6 +85,16 @@ class Profile(Protocol):
         ...
 
     def send_no_revision(self, message: NoRevision) -> None: ...
+
+    def get_attachment(self, request: GetAttachment) -> IncomingAttachment:
+        """Ask for a blob, which comes in parts."""
+        ...
+
+    async def send_attachment(
+        self, request: GetAttachment, start: int, content: AsyncIterable[bytes]
+    ) -> None:
+        """Send the content of a blob, from a place in it on, as fast as the peer takes it."""
+        ...
 
 
 def describe(revision_id: RevisionID | None) -> str:

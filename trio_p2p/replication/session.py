@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -17,6 +17,7 @@ from trio_p2p.errors import (
 )
 from trio_p2p.model.conflict import ConflictResolver
 from trio_p2p.peer import Peer
+from trio_p2p.replication.blob_server import BlobServer
 from trio_p2p.replication.checkpoint import checkpoint_id
 from trio_p2p.replication.checkpointer import Checkpointer
 from trio_p2p.replication.failure import replication_error
@@ -25,10 +26,12 @@ from trio_p2p.replication.knowledge import RemoteKnowledge
 from trio_p2p.replication.link import Link, Pulse
 from trio_p2p.replication.messages import (
     CollectionsReply,
+    GetAttachment,
     GetCollections,
     HeldCheckpoint,
     NoRevision,
     OfferChanges,
+    ProveAttachment,
     Refusal,
     Request,
     Respond,
@@ -143,6 +146,8 @@ class ActiveSession:
         self._profile = CouchbaseProfile(
             self._peer, self._handle, active=True, names_collections=plan.names_collections
         )
+        self._blob_server = BlobServer(self._engine, self._profile, journal)
+        self._services: trio.Nursery | None = None
         self._parts: list[_Part] = []
         self._stopping = False
         self._replicated = False
@@ -164,6 +169,7 @@ class ActiveSession:
         lost: BaseExceptionGroup[TrioP2PError] | None = None
         try:
             async with trio.open_nursery() as services:
+                self._services = services
                 services.start_soon(self._peer.run, self._profile.on_request)
                 try:
                     await self._replicate()
@@ -211,14 +217,14 @@ class ActiveSession:
             saver.start_soon(self._save_checkpoints)
             async with trio.open_nursery() as users:
                 for part in self._parts:
-                    self._start(users, part)
+                    self._start_part(users, part)
                 users.start_soon(self._report_activity)
                 await self._pulse.until(self._may_end)
                 users.cancel_scope.cancel()
             self._replicated = True
             self._pulse.notify()
 
-    def _start(self, users: trio.Nursery, part: _Part) -> None:
+    def _start_part(self, users: trio.Nursery, part: _Part) -> None:
         if part.puller is not None:
             part.resolver.find_existing()
             users.start_soon(part.resolver.run)
@@ -371,6 +377,12 @@ class ActiveSession:
 
     def _handle(self, request: Request, respond: Respond) -> None:
         match request:
+            case GetAttachment():
+                self._start(self._blob_server.send, request, respond)
+                return
+            case ProveAttachment():
+                self._start(self._blob_server.prove, request, respond)
+                return
             case OfferChanges(collection) | SendRevisions(collection) | NoRevision(collection):
                 puller = self._puller(collection)
                 if puller is None:
@@ -386,6 +398,10 @@ class ActiveSession:
                 puller.arrived(request, respond)
             case NoRevision():
                 puller.withheld(request)
+
+    def _start(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
+        assert self._services is not None
+        self._services.start_soon(function, *args)
 
     def _puller(self, collection: int) -> Puller | None:
         return self._parts[collection].puller if collection < len(self._parts) else None

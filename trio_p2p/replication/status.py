@@ -69,7 +69,8 @@ class ReplicatorStatistics:
 
     `documents_offered` counts the revisions that either side offered to the other, less our own
     that come back to us;
-    `documents_pushed` and `documents_pulled` those that the receiving side stored.
+    `documents_pushed` and `documents_pulled` those that the receiving side stored. Blobs count once
+    they went whole, their bytes as they go.
     """
 
     documents_pushed: int = 0
@@ -77,6 +78,10 @@ class ReplicatorStatistics:
     documents_offered: int = 0
     documents_failed: int = 0
     conflicts_resolved: int = 0
+    blobs_sent: int = 0
+    blobs_received: int = 0
+    blob_bytes_sent: int = 0
+    blob_bytes_received: int = 0
     wire_bytes_sent: int = 0
     wire_bytes_received: int = 0
     connections: int = 0

@@ -1,7 +1,8 @@
 """The files that blobs are kept in, each named by the digest of what it holds.
 
 A file gets its name once it is whole and on the disk, so that one with a name never changes. Until
-then it stands in a directory of its own, which is emptied at the next opening.
+then it stands in a directory of its own: under a name of chance, which is removed at the next
+opening, or under its digest, if it comes from elsewhere and can be resumed.
 """
 
 from __future__ import annotations
@@ -63,17 +64,17 @@ class BlobFiles:
         self._unfinished.mkdir(exist_ok=True)
         return UnfinishedBlob(self._unfinished / secrets.token_hex(16), self._name)
 
+    def resume(self, sha1: bytes) -> UnfinishedBlob:
+        """Go on with a blob that comes from elsewhere, where it was left. Raises OSError.
+
+        Only one at a time may write a blob.
+        """
+        self._unfinished.mkdir(exist_ok=True)
+        return UnfinishedBlob(self._unfinished / sha1.hex(), self._name, resumable=True)
+
     def all(self) -> Iterator[BlobFile]:
         """Every blob that is there. Raises OSError."""
-        try:
-            entries = os.scandir(self._directory)
-        except FileNotFoundError:
-            return
-        with entries:
-            for entry in entries:
-                if len(entry.name) == _NAME_CHARACTERS:
-                    stat = entry.stat()
-                    yield BlobFile(bytes.fromhex(entry.name), stat.st_mtime_ns, stat.st_size)
+        return _listed(self._directory)
 
     def remove_unless_saved_anew(self, blob: BlobFile) -> bool:
         """Remove a blob, unless it was saved since it was listed. Returns whether it is gone.
@@ -89,6 +90,12 @@ class BlobFiles:
             except FileNotFoundError:
                 pass
         return True
+
+    def drop_left(self, before_ns: int) -> None:
+        """Remove blobs that nobody went on with since. Raises OSError."""
+        for blob in _listed(self._unfinished):
+            if blob.saved_ns < before_ns:
+                (self._unfinished / blob.sha1.hex()).unlink()
 
     def copy_to(self, directory: Path) -> None:
         """Copy all blobs to another database's directory, durably. Raises OSError."""
@@ -114,28 +121,60 @@ class BlobFiles:
 
 
 def clear_unfinished(directory: Path) -> None:
-    """Remove from a database's directory what an earlier process did not finish. Raises OSError."""
+    """Remove from a database's directory what an earlier process did not finish.
+
+    What can be resumed stays. Raises OSError.
+    """
     unfinished = directory / UNFINISHED_DIRECTORY
-    if unfinished.exists():
-        shutil.rmtree(unfinished)
+    if not unfinished.exists():
+        return
+    for path in unfinished.iterdir():
+        if len(path.name) != _NAME_CHARACTERS:
+            path.unlink()
+
+
+def _listed(directory: Path) -> Iterator[BlobFile]:
+    try:
+        entries = os.scandir(directory)
+    except FileNotFoundError:
+        return
+    with entries:
+        for entry in entries:
+            if len(entry.name) == _NAME_CHARACTERS:
+                stat = entry.stat()
+                yield BlobFile(bytes.fromhex(entry.name), stat.st_mtime_ns, stat.st_size)
 
 
 class UnfinishedBlob:
-    """A blob being saved, as a context manager that removes it unless it was finished."""
+    """A blob being saved, as a context manager that closes it.
 
-    def __init__(self, path: Path, name: Callable[[Path, bytes], None]) -> None:
+    Unless it was finished its file is removed then, or where it can be resumed, kept.
+    """
+
+    def __init__(
+        self, path: Path, name: Callable[[Path, bytes], None], *, resumable: bool = False
+    ) -> None:
         self.length = 0
         self._path = path
         self._name = name
+        self._resumable = resumable
         self._sha1 = hashlib.sha1(usedforsecurity=False)
-        self.file: BinaryIO = path.open("xb")
+        self.file: BinaryIO = path.open("a+b" if resumable else "xb")
+        if resumable:
+            self._read_what_is_there()
 
     def __enter__(self) -> UnfinishedBlob:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.file.close()
-        self._path.unlink(missing_ok=True)
+        if not self._resumable:
+            self._path.unlink(missing_ok=True)
+
+    @property
+    def sha1(self) -> bytes:
+        """The digest of what was written so far."""
+        return self._sha1.digest()
 
     def write(self, data: bytes) -> None:
         """Append. Raises OSError, InvalidDocumentError."""
@@ -145,11 +184,21 @@ class UnfinishedBlob:
         self.length += len(data)
         self.file.write(data)
 
+    def restart(self) -> None:
+        """Forget what was written. Raises OSError."""
+        self.file.truncate(0)
+        self.length = 0
+        self._sha1 = hashlib.sha1(usedforsecurity=False)
+
+    def discard(self) -> None:
+        """Remove the file. Raises OSError."""
+        self.file.close()
+        self._path.unlink(missing_ok=True)
+
     def finish(self) -> bytes:
         """Give it its name, durably; returns the digest. Raises OSError."""
-        sha1 = self._sha1.digest()
-        self.finish_as(sha1)
-        return sha1
+        self.finish_as(self.sha1)
+        return self.sha1
 
     def finish_as(self, sha1: bytes) -> None:
         """As `finish`, where the digest is known. Raises OSError."""
@@ -157,3 +206,9 @@ class UnfinishedBlob:
         os.fsync(self.file.fileno())
         self.file.close()
         self._name(self._path, sha1)
+
+    def _read_what_is_there(self) -> None:
+        self.file.seek(0)
+        while part := self.file.read(limits.BLOB_PART_BYTES):
+            self._sha1.update(part)
+            self.length += len(part)

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping
+import os
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Iterator,
+    Mapping,
+)
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -20,6 +28,7 @@ from trio_p2p.errors import (
     StoreError,
 )
 from trio_p2p.model.blob import format_digest, named_digest
+from trio_p2p.store.blob_files import UnfinishedBlob
 
 if TYPE_CHECKING:
     from trio_p2p.store.engine import Engine
@@ -64,7 +73,9 @@ class Blob:
 class BlobStream(trio.abc.ReceiveStream):
     """The content of a blob; ends, as streams do, with an empty part."""
 
-    def __init__(self, file: BinaryIO, content: _Content) -> None:
+    def __init__(self, file: BinaryIO, content: _Content, start: int) -> None:
+        self.start = start
+        """Where in the content it begins. If not at its beginning, damage is not noticed."""
         self._file = file
         self._content = content
         self._sha1 = hashlib.sha1(usedforsecurity=False)
@@ -83,7 +94,7 @@ class BlobStream(trio.abc.ReceiveStream):
             part = await self._content.engine.run_aside(
                 self._read, max_bytes or limits.BLOB_PART_BYTES
             )
-        if not part and self._sha1.digest() != self._content.sha1:
+        if not part and not self.start and self._sha1.digest() != self._content.sha1:
             raise StoreCorruptError(
                 "a blob is damaged: restore a backup, or save it again",
                 digest=format_digest(self._content.sha1),
@@ -108,29 +119,71 @@ class BlobStream(trio.abc.ReceiveStream):
 class _Content:
     """The content of all blobs of one digest; there as long as a program has any of them."""
 
-    __slots__ = ("__weakref__", "engine", "sha1")
+    __slots__ = ("__weakref__", "engine", "receiving", "sha1")
 
     def __init__(self, engine: Engine, sha1: bytes) -> None:
         self.engine = engine
         self.sha1 = sha1
+        self.receiving = trio.Lock()
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[BlobStream]:
+    async def open(self, start: int = 0) -> AsyncIterator[BlobStream]:
         engine = self.engine
         _check_open(engine)
-        path = engine.blob_files.path(self.sha1)
-        try:
-            with _disk_failures(engine):
-                file = await engine.run_aside(lambda: path.open("rb"))
-        except FileNotFoundError as exc:
-            raise BlobNotFoundError(
-                "the database does not hold this blob", digest=format_digest(self.sha1)
-            ) from exc
-        stream = BlobStream(file, self)
+        with _disk_failures(engine):
+            try:
+                file, at = await engine.run_aside(self._open, start)
+            except FileNotFoundError as exc:
+                raise BlobNotFoundError(
+                    "the database does not hold this blob", digest=format_digest(self.sha1)
+                ) from exc
+        stream = BlobStream(file, self, at)
         try:
             yield stream
         finally:
             stream.close()
+
+    def _open(self, start: int) -> tuple[BinaryIO, int]:
+        path = self.engine.blob_files.path(self.sha1)
+        file = path.open("rb")
+        if start > os.fstat(file.fileno()).st_size:
+            start = 0
+        file.seek(start)
+        return file, start
+
+
+class IncomingBlob:
+    """A blob that comes from elsewhere; `Blobs.receive` makes one."""
+
+    def __init__(self, unfinished: UnfinishedBlob, engine: Engine, sha1: bytes) -> None:
+        self._unfinished = unfinished
+        self._engine = engine
+        self._sha1 = sha1
+
+    @property
+    def length(self) -> int:
+        """How much of it is here."""
+        return self._unfinished.length
+
+    async def restart(self) -> None:
+        """Begin anew: what comes does not follow on what is here. Raises StoreError."""
+        await self._run(self._unfinished.restart)
+
+    async def write(self, data: bytes) -> None:
+        """Append. Raises StoreError, InvalidDocumentError."""
+        await self._run(self._unfinished.write, data)
+
+    async def finish(self) -> bool:
+        """Keep it if it is what its digest says, durably; else drop it. Raises StoreError."""
+        if self._unfinished.sha1 != self._sha1:
+            await self._run(self._unfinished.discard)
+            return False
+        await self._run(self._unfinished.finish)
+        return True
+
+    async def _run(self, function: Callable[..., object], *args: object) -> None:
+        with _disk_failures(self._engine):
+            await self._engine.run_aside(function, *args)
 
 
 class Blobs:
@@ -148,17 +201,41 @@ class Blobs:
         """The object for a mapping in a body that names a blob."""
         sha1 = named_digest(properties)
         assert sha1 is not None
-        content = self._contents.get(sha1)
-        if content is None:
-            content = self._contents[sha1] = _Content(self._engine, sha1)
         length, content_type = properties.get("length"), properties.get("content_type")
         return Blob(
             format_digest(sha1),
             length if type(length) is int else self._engine.blob_files.length(sha1),
             content_type if isinstance(content_type, str) else "",
-            content,
+            self._content(sha1),
             properties,
         )
+
+    def open(self, sha1: bytes, start: int = 0) -> AbstractAsyncContextManager[BlobStream]:
+        """Read a blob, from a place in it on, or from its beginning if it is not as long.
+
+        Raises: as `Blob.read`.
+        """
+        return self._content(sha1).open(start)
+
+    @asynccontextmanager
+    async def receive(self, sha1: bytes) -> AsyncIterator[IncomingBlob | None]:
+        """Save a blob that comes from elsewhere; None if it is here already.
+
+        What has come when the block is left without `finish` is kept and gone on with next time.
+        Only one task at a time receives a blob; others wait for it.
+
+        Raises: StoreError. Cancelling: safe.
+        """
+        content = self._content(sha1)
+        async with content.receiving:
+            files = self._engine.blob_files
+            if files.has(sha1):
+                yield None
+                return
+            with _disk_failures(self._engine):
+                unfinished = await self._engine.run_aside(files.resume, sha1)
+            with unfinished:
+                yield IncomingBlob(unfinished, self._engine, sha1)
 
     async def save(self, data: bytes | AsyncIterable[bytes], content_type: str) -> Blob:
         """As `Database.save_blob`."""
@@ -183,6 +260,12 @@ class Blobs:
                 "length": length,
             }
         )
+
+    def _content(self, sha1: bytes) -> _Content:
+        found = self._contents.get(sha1)
+        if found is None:
+            found = self._contents[sha1] = _Content(self._engine, sha1)
+        return found
 
     def _save_bytes(self, data: bytes) -> tuple[bytes, int]:
         with self._engine.blob_files.begin() as unfinished:
@@ -218,11 +301,9 @@ def _check_open(engine: Engine) -> None:
 
 @contextmanager
 def _disk_failures(engine: Engine) -> Iterator[None]:
-    """Turns what the operating system refuses into a StoreError, but for a file that is missing."""
+    """Turns what the operating system refuses into a StoreError."""
     try:
         yield
-    except FileNotFoundError:
-        raise
     except OSError as exc:
         raise StoreError(
             "a blob could not be saved or read", path=str(engine.path), reason=exc.strerror

@@ -44,7 +44,7 @@ async def remove_unneeded(engine: Engine) -> Removed:
         # What was deleted is to be so on the disk too, before its blobs go.
         await engine.sync()
         try:
-            listed = await engine.run_aside(lambda: list(engine.blob_files.all()))
+            listed = await engine.run_aside(_list, engine)
         except OSError as exc:
             raise _failure(engine, exc) from exc
         for some in _slices(listed):
@@ -57,6 +57,16 @@ async def remove_unneeded(engine: Engine) -> Removed:
     return Removed(count, length)
 
 
+def _list(engine: Engine) -> list[BlobFile]:
+    """All blobs; those that were begun and left are removed on the way."""
+    engine.blob_files.drop_left(_spared_since_ns(engine))
+    return list(engine.blob_files.all())
+
+
+def _spared_since_ns(engine: Engine) -> int:
+    return engine.now_ns() - limits.BLOB_UNNAMED_S * 10**9
+
+
 def _slices(listed: list[BlobFile]) -> Iterator[list[BlobFile]]:
     for start in range(0, len(listed), limits.TIDY_RECORDS):
         yield listed[start : start + limits.TIDY_RECORDS]
@@ -64,14 +74,14 @@ def _slices(listed: list[BlobFile]) -> Iterator[list[BlobFile]]:
 
 def _unneeded(engine: Engine, listed: list[BlobFile]) -> list[BlobFile]:
     """Those that may be removed, as far as can be seen without holding up the writer."""
-    saved_before_ns = engine.now_ns() - limits.BLOB_UNNAMED_S * 10**9
+    spared_since_ns = _spared_since_ns(engine)
     with engine.read() as txn:
         return [
             blob
             for blob in listed
             if not blob_uses.is_used(txn.raw, txn.tables, blob.sha1)
             and (
-                blob.saved_ns < saved_before_ns
+                blob.saved_ns < spared_since_ns
                 or blob_uses.was_named(txn.raw, txn.tables, blob.sha1)
             )
         ]

@@ -260,7 +260,7 @@ async def test_what_a_crash_left_unfinished_is_gone_after_the_next_opening(path)
         (path / UNFINISHED_DIRECTORY).mkdir()
         (path / UNFINISHED_DIRECTORY / "half").write_bytes(b"half")
     async with open_test_database(path):
-        assert not (path / UNFINISHED_DIRECTORY).exists()
+        assert files(path, UNFINISHED_DIRECTORY) == []
 
 
 async def test_saving_in_threads_works_as_well(path):
@@ -276,6 +276,77 @@ async def test_saving_in_threads_works_as_well(path):
         assert len(set(saved)) == len(files(path)) == 10
         for blob in saved:
             assert digest(await blob.read()) == blob.digest
+
+
+# --- Receiving from elsewhere --------------------------------------------------------------------
+
+WHOLE = bytes(range(256)) * 10
+WHOLE_SHA1 = hashlib.sha1(WHOLE).digest()
+
+
+async def test_a_blob_that_comes_in_several_goes_is_whole_at_the_end(path):
+    for start in range(0, len(WHOLE), 1000):
+        async with open_test_database(path) as db, db.engine.blobs.receive(WHOLE_SHA1) as incoming:
+            assert incoming.length == start
+            await incoming.write(WHOLE[start : start + 1000])
+            if start + 1000 >= len(WHOLE):
+                assert await incoming.finish()
+    async with open_test_database(path) as db:
+        async with db.engine.blobs.receive(WHOLE_SHA1) as incoming:
+            assert incoming is None
+        async with db.engine.blobs.open(WHOLE_SHA1) as stream:
+            assert b"".join([part async for part in stream]) == WHOLE
+    assert files(path, UNFINISHED_DIRECTORY) == []
+
+
+async def test_a_blob_that_is_not_what_it_was_called_is_dropped(db, path):
+    async with db.engine.blobs.receive(WHOLE_SHA1) as incoming:
+        await incoming.write(WHOLE[:-1] + b"?")
+        assert not await incoming.finish()
+    assert files(path) == files(path, UNFINISHED_DIRECTORY) == []
+    async with db.engine.blobs.receive(WHOLE_SHA1) as incoming:
+        assert incoming.length == 0
+        await incoming.write(b"something else")
+        await incoming.restart()
+        await incoming.write(WHOLE)
+        assert await incoming.finish()
+
+
+async def test_a_blob_is_received_by_one_at_a_time(db, path):
+    order = []
+
+    async def receive(name):
+        async with db.engine.blobs.receive(WHOLE_SHA1) as incoming:
+            order.append((name, incoming is None))
+            if incoming is not None:
+                await incoming.write(WHOLE)
+                await incoming.finish()
+
+    async with trio.open_nursery() as nursery:
+        for name in "ab":
+            nursery.start_soon(receive, name)
+    assert sorted(missing for _, missing in order) == [False, True]
+
+
+async def test_a_blob_that_was_begun_and_left_is_dropped_after_an_hour(db, path, wall):
+    async with db.engine.blobs.receive(WHOLE_SHA1) as incoming:
+        await incoming.write(b"some")
+    begun = path / UNFINISHED_DIRECTORY / WHOLE_SHA1.hex()
+    os.utime(begun, ns=(NOW, NOW))
+    wall.now_ns = NOW + HOUR_NS
+    await db.compact()
+    assert begun.exists()
+    wall.now_ns += 1
+    await db.compact()
+    assert not begun.exists()
+
+
+@pytest.mark.parametrize(("start", "at"), [(0, 0), (1, 1), (len(WHOLE), len(WHOLE)), (9**9, 0)])
+async def test_a_blob_is_read_from_any_place_on(db, start, at):
+    await db.save_blob(WHOLE)
+    async with db.engine.blobs.open(WHOLE_SHA1, start) as stream:
+        assert stream.start == at
+        assert b"".join([part async for part in stream]) == WHOLE[at:]
 
 
 # --- Dropping ------------------------------------------------------------------------------------

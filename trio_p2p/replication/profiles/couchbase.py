@@ -5,8 +5,8 @@ Source: LiteCore's Replicator, and conversations recorded with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -20,10 +20,12 @@ from trio_p2p.errors import (
     RemoteProtocolError,
 )
 from trio_p2p.ids import DocumentID
+from trio_p2p.model.blob import format_digest
 from trio_p2p.model.codec import body_to_json
-from trio_p2p.peer import Peer, Pending
+from trio_p2p.peer import PartialReply, Peer, Pending
 from trio_p2p.replication.messages import (
     CollectionsReply,
+    GetAttachment,
     GetCollections,
     Handler,
     HeldCheckpoint,
@@ -157,6 +159,22 @@ class CouchbaseProfile:
             self._message("norev", message.collection, properties, no_reply=True),
         )
 
+    def get_attachment(self, request: GetAttachment) -> _IncomingAttachment:
+        properties = {"digest": format_digest(request.sha1), "docID": request.document_id}
+        if request.compress:
+            properties["compress"] = "true"
+        if request.start:
+            properties["offset"] = str(request.start)
+        message = self._message("getAttachment", request.collection, properties)
+        return _IncomingAttachment(self._peer.request_in_parts(message))
+
+    async def send_attachment(
+        self, request: GetAttachment, start: int, content: AsyncIterable[bytes]
+    ) -> None:
+        properties = {"offset": str(start)} if start else {}
+        head = Message(properties, compressed=request.compress)
+        await self._peer.reply_in_parts(request.answer_to, head, content)
+
     def _send_revision(self, collection: int, sent: SentRevision, on_outcome: OnOutcome) -> None:
         revision = sent.revision
         properties = {
@@ -234,6 +252,8 @@ class CouchbaseProfile:
         try:
             self.note_abilities(message.properties)
             request = reader(self._collection(message.properties), message)
+            if isinstance(request, GetAttachment):
+                request = replace(request, answer_to=number)
         except (RemoteProtocolError, InvalidDocumentError, BlobNotFoundError) as exc:
             status = 404 if isinstance(exc, BlobNotFoundError) else 400
             self._respond(number, message, Refusal(status, str(exc)))
@@ -277,6 +297,22 @@ class CouchbaseProfile:
                     self._peer.reply(number, Message({"noop": "true"} if status else {}))
             case _:
                 self._peer.reply(number, write_reply(reply))
+
+
+@dataclass(frozen=True, slots=True)
+class _IncomingAttachment:
+    reply: PartialReply
+
+    @property
+    def start(self) -> int:
+        # Only our own listener knows of offsets; any other sends the whole blob.
+        return values.number(self.reply.properties, "offset", "0") or 0
+
+    async def receive(self) -> bytes:
+        return await self.reply.receive()
+
+    def abandon(self) -> None:
+        self.reply.abandon()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import orjson
 from trio_p2p.blip import Message
 from trio_p2p.errors import ConnectionLostError, PeerError, RemoteProtocolError
 from trio_p2p.replication.messages import (
+    AttachmentProof,
     CheckpointSaved,
     CollectionsReply,
     HeldCheckpoint,
@@ -35,6 +36,8 @@ def write_reply(reply: Reply) -> Message:
             return Message({"rev": revision})
         case OffersReply(answers):
             return _listing_reply([_wanted_row(answer) for answer in answers])
+        case AttachmentProof(digest):
+            return Message({}, digest.encode())
         case ProposalsReply(proposal_answers):
             return _listing_reply([_status_row(answer) for answer in proposal_answers])
         case _:

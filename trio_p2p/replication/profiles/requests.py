@@ -13,6 +13,7 @@ from trio_p2p.errors import RemoteProtocolError
 from trio_p2p.model.codec import body_from_json
 from trio_p2p.model.document import EMPTY_BODY
 from trio_p2p.replication.messages import (
+    GetAttachment,
     GetCheckpoint,
     GetCollections,
     NoRevision,
@@ -20,6 +21,7 @@ from trio_p2p.replication.messages import (
     OfferedChange,
     Proposal,
     ProposeChanges,
+    ProveAttachment,
     Request,
     SendRevisions,
     SentRevision,
@@ -142,6 +144,23 @@ def _read_no_revision(collection: int, message: Message) -> Request:
     )
 
 
+def _read_get_attachment(collection: int, message: Message) -> Request:
+    properties = message.properties
+    return GetAttachment(
+        collection,
+        values.digest(properties),
+        properties.get("docID", ""),
+        values.is_true(properties, "compress"),
+        values.number(properties, "offset", "0") or 0,
+    )
+
+
+def _read_prove_attachment(collection: int, message: Message) -> Request:
+    if not 1 <= len(message.body) <= 255:
+        raise RemoteProtocolError("a nonce has 1 to 255 bytes", bytes=len(message.body))
+    return ProveAttachment(collection, values.digest(message.properties), message.body)
+
+
 READERS: Mapping[str, Callable[[int, Message], Request]] = {
     "getCollections": _read_get_collections,
     "getCheckpoint": _read_get_checkpoint,
@@ -151,6 +170,8 @@ READERS: Mapping[str, Callable[[int, Message], Request]] = {
     "proposeChanges": _read_propose,
     "rev": _read_revision,
     "norev": _read_no_revision,
+    "getAttachment": _read_get_attachment,
+    "proveAttachment": _read_prove_attachment,
 }
 
 

@@ -10,6 +10,7 @@ import orjson
 
 from trio_p2p.errors import InvalidDocumentError, RemoteProtocolError
 from trio_p2p.ids import DocumentID, document_id
+from trio_p2p.model.blob import parse_digest
 
 Properties = Mapping[str, str]
 
@@ -52,6 +53,14 @@ def required(properties: Properties, name: str) -> str:
     if not text:
         raise RemoteProtocolError("a property is missing", property=name)
     return text
+
+
+def digest(properties: Properties) -> bytes:
+    """The SHA-1 that names a blob."""
+    sha1 = parse_digest(properties.get("digest"))
+    if sha1 is None:
+        raise RemoteProtocolError("not a digest", got=properties.get("digest", "")[:80])
+    return sha1
 
 
 def written(value: Any) -> bytes:

@@ -1,0 +1,161 @@
+"""Fetches the blobs that arriving revisions name, so that they are here before these are stored."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import trio
+
+from trio_p2p import limits
+from trio_p2p.errors import PeerError, StoreError
+from trio_p2p.ids import DocumentID
+from trio_p2p.model.blob import named_blobs
+from trio_p2p.replication.link import Link
+from trio_p2p.replication.messages import GetAttachment, RevisionOutcome, SentRevision
+from trio_p2p.replication.profile import IncomingAttachment
+from trio_p2p.store.blobs import Blob, IncomingBlob
+
+STATUS_TOO_MUCH = 400
+STATUS_DAMAGED = 502
+STATUS_INSUFFICIENT_STORAGE = 507
+
+# What is compressed already. Source: LiteCore's c4BlobStore.cc.
+_COMPRESSED_TYPES = ("zip", "audio/", "image/", "video/")
+
+OnReady = Callable[[RevisionOutcome | None, Sequence[Blob]], None]
+"""Told once what failed, or None when all blobs are here. They stay so while somebody has them."""
+
+
+class _Wanted(NamedTuple):
+    """A blob to fetch: the mapping that names it, and a document which holds that."""
+
+    sha1: bytes
+    properties: Mapping[str, Any]
+    document_id: DocumentID
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """A revision that waits for blobs."""
+
+    missing: set[bytes]
+    blobs: list[Blob]
+    on_ready: OnReady
+
+    def settle(self, sha1: bytes, failure: RevisionOutcome | None) -> None:
+        """One of its blobs is here, or failed to come."""
+        if not self.missing:
+            return
+        self.missing.discard(sha1)
+        if failure is not None:
+            self.missing.clear()
+        if not self.missing:
+            self.on_ready(failure, self.blobs)
+
+
+class BlobFetcher:
+    """Fetches blobs for one collection of one session, some at a time, and each one once."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._queue: deque[_Wanted] = deque()
+        self._fetching = 0
+        self._waiting: dict[bytes, list[_Waiting]] = {}
+
+    def want(self, sent: SentRevision, on_ready: OnReady) -> bool:
+        """See to it that all blobs of a revision are here; False if they are."""
+        named = named_blobs(sent.revision.body)
+        engine = self._link.engine
+        missing = {sha1 for sha1 in named if not engine.blob_files.has(sha1)}
+        if not missing:
+            return False
+        # Those that are here are to stay so until the revision names them.
+        blobs = [engine.blobs.named(properties) for properties in named.values()]
+        waiting = _Waiting(missing, blobs, on_ready)
+        for sha1 in sorted(missing):
+            if sha1 not in self._waiting:
+                self._waiting[sha1] = []
+                self._queue.append(_Wanted(sha1, named[sha1], sent.document_id))
+            self._waiting[sha1].append(waiting)
+        self._link.pulse.notify()
+        return True
+
+    async def run(self) -> None:
+        """Fetch for ever. Raises ConnectionLostError.
+
+        Cancelling: what has come of a blob is kept, and gone on with next time.
+        """
+        async with trio.open_nursery() as nursery:
+            while True:
+                await self._link.pulse.until(self._may_fetch)
+                self._fetching += 1
+                nursery.start_soon(self._fetch, self._queue.popleft())
+
+    def _may_fetch(self) -> bool:
+        return bool(self._queue) and self._fetching < limits.BLOBS_FETCHED_AT_ONCE
+
+    async def _fetch(self, wanted: _Wanted) -> None:
+        try:
+            async with self._link.engine.blobs.receive(wanted.sha1) as incoming:
+                failure = None if incoming is None else await self._receive(wanted, incoming)
+        except PeerError as exc:
+            failure = RevisionOutcome(exc.code, f"no blob: {exc.text}", retryable=True)
+        except StoreError as exc:
+            failure = RevisionOutcome(STATUS_INSUFFICIENT_STORAGE, str(exc), retryable=True)
+        self._fetching -= 1
+        for waiting in self._waiting.pop(wanted.sha1):
+            waiting.settle(wanted.sha1, failure)
+        self._link.pulse.notify()
+
+    async def _receive(self, wanted: _Wanted, incoming: IncomingBlob) -> RevisionOutcome | None:
+        """Receive a blob, whole or what is missing of it. Returns what failed."""
+        request = GetAttachment(
+            self._link.index,
+            wanted.sha1,
+            wanted.document_id,
+            _is_compressible(wanted.properties.get("content_type")),
+            incoming.length,
+        )
+        attachment = self._link.profile.get_attachment(request)
+        try:
+            if not await self._write(attachment, incoming, _length_max(wanted.properties)):
+                await incoming.restart()
+                return RevisionOutcome(STATUS_TOO_MUCH, "a blob is larger than announced")
+        finally:
+            attachment.abandon()
+        if not await incoming.finish():
+            text = "a blob was damaged on its way"
+            return RevisionOutcome(STATUS_DAMAGED, text, retryable=True)
+        self._link.journal.blob_received()
+        return None
+
+    async def _write(
+        self, attachment: IncomingAttachment, incoming: IncomingBlob, length_max: int
+    ) -> bool:
+        """Write what comes, to its end; False if it is too much."""
+        begun = False
+        while part := await attachment.receive():
+            if not begun and attachment.start != incoming.length:
+                # It begins elsewhere than it was asked to. Its digest is looked at in any case.
+                await incoming.restart()
+            begun = True
+            if incoming.length + len(part) > length_max:
+                return False
+            await incoming.write(part)
+            self._link.journal.blob_bytes_received(len(part))
+        return True
+
+
+def _length_max(properties: Mapping[str, Any]) -> int:
+    length = properties.get("length")
+    return length if type(length) is int else limits.BLOB_BYTES_MAX
+
+
+def _is_compressible(content_type: object) -> bool:
+    """Whether deflating content of this type is worth the time; not if it is not known."""
+    return isinstance(content_type, str) and not any(
+        kind in content_type.lower() for kind in _COMPRESSED_TYPES
+    )
