@@ -76,13 +76,16 @@ class BlobFiles:
         """Every blob that is there. Raises OSError."""
         return _listed(self._directory)
 
-    def remove_unless_saved_anew(self, blob: BlobFile) -> bool:
-        """Remove a blob, unless it was saved since it was listed. Returns whether it is gone.
+    def remove_unless_saved_anew(self, blob: BlobFile, is_in_hand: Callable[[bytes], bool]) -> bool:
+        """Remove a blob, unless it is in hand or was saved since it was listed.
 
-        Raises: OSError.
+        Returns whether it is gone. Raises: OSError.
         """
         path = self.path(blob.sha1)
         with self._naming:
+            # Not earlier: who saves it takes it in hand before its file gets its name.
+            if is_in_hand(blob.sha1):
+                return False
             try:
                 if path.stat().st_mtime_ns != blob.saved_ns:
                     return False

@@ -244,21 +244,11 @@ class Blobs:
         _check_open(self._engine)
         with _disk_failures(self._engine):
             if isinstance(data, bytes | bytearray | memoryview):
-                sha1, length = await self._engine.run_aside(self._save_bytes, bytes(data))
-            elif isinstance(data, AsyncIterable):
-                sha1, length = await self._save_parts(data)
-            else:
-                raise InvalidDocumentError(
-                    "a blob is made from bytes, or an async iterable of them",
-                    got=type(data).__name__,
-                )
-        return self.named(
-            {
-                "@type": "blob",
-                "content_type": content_type,
-                "digest": format_digest(sha1),
-                "length": length,
-            }
+                return await self._save(_one_part(bytes(data)), content_type)
+            if isinstance(data, AsyncIterable):
+                return await self._save(_gathered(data), content_type)
+        raise InvalidDocumentError(
+            "a blob is made from bytes, or an async iterable of them", got=type(data).__name__
         )
 
     def _content(self, sha1: bytes) -> _Content:
@@ -267,18 +257,27 @@ class Blobs:
             found = self._contents[sha1] = _Content(self._engine, sha1)
         return found
 
-    def _save_bytes(self, data: bytes) -> tuple[bytes, int]:
-        with self._engine.blob_files.begin() as unfinished:
-            unfinished.write(data)
-            return unfinished.finish(), len(data)
-
-    async def _save_parts(self, parts: AsyncIterable[bytes]) -> tuple[bytes, int]:
+    async def _save(self, parts: AsyncGenerator[bytes, None], content_type: str) -> Blob:
         run = self._engine.run_aside
-        with await run(self._engine.blob_files.begin) as unfinished:
-            async with aclosing(_gathered(parts)) as gathered:
-                async for part in gathered:
+        async with aclosing(parts):
+            with await run(self._engine.blob_files.begin) as unfinished:
+                async for part in parts:
                     await run(unfinished.write, part)
-            return await run(unfinished.finish), unfinished.length
+                blob = self.named(
+                    {
+                        "@type": "blob",
+                        "content_type": content_type,
+                        "digest": format_digest(unfinished.sha1),
+                        "length": unfinished.length,
+                    }
+                )
+                # In hand from now on, so that nobody removes it the moment it has its name.
+                await run(unfinished.finish)
+        return blob
+
+
+async def _one_part(data: bytes) -> AsyncGenerator[bytes, None]:
+    yield data
 
 
 async def _gathered(parts: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:

@@ -96,10 +96,10 @@ def _remove(engine: Engine, candidates: list[BlobFile], txn: WriteTransaction) -
     needed = used(txn.raw).union(*engine.ask_committed(used))
     removed = []
     for blob in candidates:
-        if blob.sha1 in needed or engine.blobs.is_in_hand(blob.sha1):
+        if blob.sha1 in needed:
             continue
         try:
-            if txn.blob_files.remove_unless_saved_anew(blob):
+            if txn.blob_files.remove_unless_saved_anew(blob, engine.blobs.is_in_hand):
                 blob_uses.forget_blob(txn, blob.sha1)
                 removed.append(blob)
         except OSError as exc:

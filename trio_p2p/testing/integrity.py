@@ -6,18 +6,23 @@ is read whole and held against the others.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 
 import lmdb
 
 from trio_p2p.ids import DocumentID, Sequence
+from trio_p2p.model import blob
 from trio_p2p.model.codec import check_body
 from trio_p2p.model.document import EMPTY_BODY
-from trio_p2p.store import keys, records, schema
+from trio_p2p.store import blob_uses, keys, records, schema
+from trio_p2p.store.blob_files import BlobFiles
 from trio_p2p.store.engine import Engine
 from trio_p2p.store.records import CollectionState, Stored
 from trio_p2p.store.transaction import ReadTransaction
+
+_SHA1_BYTES = 20
 
 Name = tuple[int, DocumentID]
 """A document: the number of its collection, and its ID."""
@@ -29,15 +34,21 @@ def check_store(engine: Engine) -> None:
     Raises: AssertionError for what does not agree; StoreCorruptError for what cannot be read.
     """
     with engine.read() as txn:
-        _Check(txn, dict(engine.collections)).all()
+        _Check(txn, dict(engine.collections), engine.blob_files).all()
 
 
 class _Check:
     """One check of one snapshot."""
 
-    def __init__(self, txn: ReadTransaction, published: dict[int, CollectionState]) -> None:
+    def __init__(
+        self,
+        txn: ReadTransaction,
+        published: dict[int, CollectionState],
+        blob_files: BlobFiles,
+    ) -> None:
         self._txn = txn
         self._published = published
+        self._blob_files = blob_files
         self._documents = dict(self._read_documents())
         self._dropped = {keys.read_collection(key)[0] for key, _ in self._rows("dropped")}
         self._remotes = {keys.read_number(value)[0] for _, value in self._rows("remotes")}
@@ -48,6 +59,7 @@ class _Check:
         self._check_revisions()
         self._check_expirations()
         self._check_conflicts()
+        self._check_blobs()
         self._check_peers()
         self._check_counters()
 
@@ -126,6 +138,25 @@ class _Check:
             assert keys.conflict(number, name, revision.version) == key
             assert sequence == 0
             assert (number, name) in self._documents or number in self._dropped, name
+
+    def _check_blobs(self) -> None:
+        """Each revision that names a blob has a row for that, and the file is there, whole."""
+        uses, digests = set(), set()
+        for table, place in (
+            ("documents", blob_uses.CURRENT),
+            ("conflicts", blob_uses.CONFLICTING),
+        ):
+            for key, value in self._rows(table):
+                for sha1 in blob.digests(records.unpack_revision(value).revision.body):
+                    assert records.may_name_blobs(value), bytes(key)
+                    uses.add(keys.blob_use(sha1, place, bytes(key)))
+                    digests.add(sha1)
+        rows = {bytes(key) for key, _ in self._rows("blob_uses")}
+        places = (blob_uses.CURRENT, blob_uses.CONFLICTING)
+        assert {row for row in rows if row[_SHA1_BYTES : _SHA1_BYTES + 1] in places} == uses
+        for sha1 in digests:
+            content = self._blob_files.path(sha1).read_bytes()
+            assert hashlib.sha1(content, usedforsecurity=False).digest() == sha1, sha1.hex()
 
     def _check_peers(self) -> None:
         for key, value in self._rows("known"):

@@ -6,6 +6,7 @@ import errno
 import gc
 import hashlib
 import os
+import threading
 from contextlib import aclosing
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from trio_p2p.errors import (
     StoreError,
 )
 from trio_p2p.model.blob import format_digest
-from trio_p2p.store import blob_uses, conflicts
+from trio_p2p.store import blob_files, blob_uses, conflicts
 from trio_p2p.store.blob_files import BLOB_DIRECTORY, UNFINISHED_DIRECTORY
 from trio_p2p.store.database import Blob, open_database
 from trio_p2p.store.engine import Engine
@@ -434,8 +435,42 @@ async def test_a_blob_saved_anew_after_it_was_listed_is_spared(db, notes, path, 
     wall.now_ns += 2 * HOUR_NS
     listed = list(open_blob.all())
     await save_anew()
-    assert not open_blob.remove_unless_saved_anew(listed[0])
+    assert not open_blob.remove_unless_saved_anew(listed[0], lambda sha1: False)
     assert len(files(path)) == 1
+
+
+async def test_a_blob_is_spared_while_it_is_being_saved(path, monkeypatch):
+    """It has its name already, but the directory is yet to be synced."""
+    named, go_on, real = threading.Event(), threading.Event(), blob_files.files.sync_directory
+    saved = []
+
+    def sync_directory(directory):
+        if threading.current_thread() is not threading.main_thread():
+            named.set()
+            go_on.wait()
+        real(directory)
+
+    async def save():
+        saved.append(await db.save_blob(b"picture"))
+
+    async with open_database(path) as db:
+        notes = db.default_collection
+        await notes.put("a", {"photo": await db.save_blob(b"picture")})
+        await notes.purge("a")
+        gc.collect()
+        monkeypatch.setattr(blob_files.files, "sync_directory", sync_directory)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(save)
+            await trio.to_thread.run_sync(named.wait)
+            removed = (await db.compact()).blobs_removed
+            go_on.set()
+        assert removed == 0
+        await notes.put("b", {"photo": saved[0]})
+        assert await notes.get("b")["photo"].read() == b"picture"
+        await notes.purge("b")
+        saved.clear()
+        gc.collect()
+        assert (await db.compact()).blobs_removed == 1
 
 
 async def test_a_blob_that_is_being_read_stays_readable(db, notes, path):
