@@ -27,6 +27,7 @@ from random import Random
 import trio
 
 from trio_p2p.errors import ConflictError, DocumentNotFoundError
+from trio_p2p.model.blob import format_digest
 from trio_p2p.store.database import open_database
 from trio_p2p.testing.integrity import check_store
 
@@ -104,7 +105,8 @@ async def check_backups(db, path):
             check_store(backup.engine)
             assert backup.id != db.id
             assert backup.source_id != db.source_id
-        shutil.rmtree(directory)
+        # This may be interrupted too.
+        shutil.rmtree(directory.rename(directory.with_name(f"old-{directory.name}")))
 
 
 def stamp(document):
@@ -112,7 +114,9 @@ def stamp(document):
 
 
 def digest(body):
-    return hashlib.sha1(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    """Of a body; a blob counts by its own digest."""
+    text = json.dumps(body, sort_keys=True, default=lambda blob: blob.digest)
+    return hashlib.sha1(text.encode()).hexdigest()
 
 
 class Writer:
@@ -134,6 +138,8 @@ class Writer:
             self.put_unexpected,
             self.delete,
             self.purge,
+            self.put_blobs,
+            self.put_blobs,
             self.update,
             self.count,
             self.count,
@@ -172,6 +178,20 @@ class Writer:
             return [await collection.put(name, body)]
 
         await self.do({f"{collection.full_name}/{name}": digest(body)}, act)
+
+    async def put_blobs(self):
+        """Some of them others have too, or had."""
+        contents = [b"shared %d" % self.random.randrange(5), self.random.randbytes(60_000)]
+        if self.random.randrange(2):
+            del contents[1]
+        name, body = self.random.choice(self.names), self.body()
+        digests = [format_digest(hashlib.sha1(content).digest()) for content in contents]
+
+        async def act():
+            blobs = [await self.db.save_blob(content) for content in contents]
+            return [await self.shop.put(name, body | {"blobs": blobs})]
+
+        await self.do({f"_default/{name}": digest(body | {"blobs": digests})}, act)
 
     async def put_unexpected(self):
         """It must not exist but may: nothing changes then."""

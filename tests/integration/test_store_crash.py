@@ -172,12 +172,12 @@ def play_round(server, path, told, random):
     )
     with child.pipe:
         if random.randrange(2):
-            rest = listen(child, told, random.randrange(200), STALL_S)
+            rest = listen(child, told, random.randrange(100), STALL_S)
             # And then at any moment of what comes next.
             readable_never = [[], [], [], random.expovariate(1000)]
             select.select(*readable_never)
         else:
-            rest = listen(child, told, 10**9, random.uniform(0, 0.15))
+            rest = listen(child, told, 10**9, random.uniform(0, 0.12))
         status = child.kill()
         # What it told before it died counts; a line that it did not end was not told.
         *lines, _ = (rest + child.pipe.read()).split(b"\n")
