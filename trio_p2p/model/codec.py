@@ -26,6 +26,9 @@ RESERVED_KEYS = frozenset(
 INTEGER_MIN = -(2**63)
 INTEGER_MAX = 2**63 - 1
 
+# Whatever is exactly of one of these types needs no further check.
+_PLAIN_TYPES = frozenset({str, bool, type(None)})
+
 
 def encode_body(body: Mapping[str, Any]) -> bytes:
     """Check a body and write it as CBOR.
@@ -111,9 +114,9 @@ _NO_TAGS = _NoTags()
 
 
 def _plain(value: Any, depth: int) -> Any:
-    """The value in the types CBOR knows, or InvalidDocumentError."""
+    """The value in the types CBOR knows, itself if it is made of them; or InvalidDocumentError."""
     kind = type(value)
-    if kind is str or kind is bool or value is None:
+    if kind in _PLAIN_TYPES:
         return value
     if isinstance(value, int):
         if not INTEGER_MIN <= value <= INTEGER_MAX:
@@ -128,6 +131,8 @@ def _plain(value: Any, depth: int) -> Any:
     if isinstance(value, (list, tuple)):
         if depth >= limits.BODY_DEPTH_MAX:
             raise InvalidDocumentError("a body is nested too deeply", limit=limits.BODY_DEPTH_MAX)
+        if kind is list and _PLAIN_TYPES.issuperset(map(type, value)):
+            return value
         return [_plain(item, depth + 1) for item in value]
     if isinstance(value, datetime) and value.utcoffset() is not None:
         return value.isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -143,9 +148,20 @@ def _plain_mapping(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
         raise InvalidDocumentError("a body is nested too deeply", limit=limits.BODY_DEPTH_MAX)
     if value.get("@type") == "blob" and "digest" in value and named_digest(value) is None:
         raise BlobNotFoundError("this is no digest of a blob", digest=value["digest"])
-    plain = {}
-    for key, item in value.items():
+    given = value if type(value) is dict else dict(value)
+    plain = given
+    for key, item in given.items():
         if type(key) is not str:
             raise InvalidDocumentError("keys are text", got=type(key).__name__)
-        plain[key] = _plain(item, depth)
+        kind = type(item)
+        # What bodies mostly consist of: `_plain` would return it as it is, but costs a call.
+        if kind is str or (kind is int and INTEGER_MIN <= item <= INTEGER_MAX):
+            continue
+        if kind is float and math.isfinite(item):
+            continue
+        replaced = _plain(item, depth)
+        if replaced is not item:
+            if plain is given:
+                plain = dict(given)
+            plain[key] = replaced
     return plain

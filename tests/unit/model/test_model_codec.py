@@ -1,4 +1,5 @@
 import collections
+import copy
 import enum
 import math
 import struct
@@ -95,6 +96,22 @@ def test_a_body_holds_json_values_and_what_becomes_them(value, stored):
     body = decode_body(encode_body({"a": value}))
     assert body == {"a": stored}
     assert type(body["a"]) is type(stored)
+
+
+def test_encoding_leaves_the_body_as_it_was():
+    inner = {"list": [1, ("a", Colour.RED)], "when": datetime(2024, 2, 29, tzinfo=UTC)}
+    body = {"tuple": (1, 2), "plain": [None], "inner": inner, "name": Name("text")}
+    before = copy.deepcopy(body)
+    encoded = encode_body(body)
+    assert body == before
+    assert body["inner"] is inner
+    assert type(body["name"]) is Name
+    assert decode_body(encoded) == {
+        "tuple": [1, 2],
+        "plain": [None],
+        "inner": {"list": [1, ["a", 1]], "when": "2024-02-29T00:00:00.000Z"},
+        "name": "text",
+    }
 
 
 @pytest.mark.parametrize(
