@@ -18,6 +18,7 @@
     │  ├─ BlobNotFoundError (KeyError)      a body names a blob the database does not hold
     │  └─ ConflictError                     the document changed meanwhile: read it again
     ├─ InvalidDocumentError (ValueError)    this ID or body cannot be stored
+    ├─ DeltaError (ValueError)              a delta that does not fit its base: take the whole body
     ├─ ClockSkewError            retryable  a version lies too far in the future of our clock
     ├─ ProtocolError
     │  ├─ LocalProtocolError                we tried something illegal: a bug of ours
@@ -125,6 +126,10 @@ class ConflictError(StoreError):
 
 class InvalidDocumentError(TrioP2PError, ValueError):
     """A document ID or body that cannot be stored."""
+
+
+class DeltaError(TrioP2PError, ValueError):
+    """A delta that is malformed, does not fit its base, or does not yield a body."""
 
 
 class ClockSkewError(TrioP2PError):

@@ -24,6 +24,20 @@ VECTOR_VERSIONS_MAX: Final = 1_000
 # Tree revision IDs kept beside a vector; Couchbase Lite 3 sends at most 50 ancestors.
 TREE_REVISIONS_MAX: Final = 100
 
+# --- Deltas --------------------------------------------------------------------------------------
+
+# Shorter bodies are sent whole. Source: LiteCore's ReplicatorTuning.hh.
+DELTA_BODY_BYTES_MIN: Final = 200
+# Shorter texts are replaced whole. Source: Fleece's JSONDelta.cc.
+DELTA_TEXT_BYTES_MIN: Final = 60
+# Pairs of letters in one comparison of two texts: some 10 ms, and the interpreter waits for it.
+DELTA_CELLS_MAX: Final = 2**26
+# Work that goes into the texts of one delta: a few tenths of a second. A step is 64 pairs of
+# letters compared, or 8 letters searched.
+DELTA_STEPS_MAX: Final = 2**24
+# Edits of texts in one delta: carried out in some tenths of a second.
+DELTA_EDITS_MAX: Final = 100_000
+
 # --- Clock ---------------------------------------------------------------------------------------
 
 # Couchbase Lite refuses versions further ahead than this, so ours must never be.
