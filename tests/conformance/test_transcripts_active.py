@@ -414,6 +414,7 @@ async def test_noop_nothing_is_pulled_nor_pushed(b):
     await noop(b)
 
 
+@pytest.mark.behaviour("P5", "P6")
 async def test_push_update_delete_an_edit_and_a_deletion_are_pushed(b):
     await push_update_delete(b)
 
@@ -424,11 +425,13 @@ async def test_pull_update_delete_an_edit_and_a_deletion_are_pulled(b):
     assert b.database.default_collection.get("doc4") is None
 
 
+@pytest.mark.behaviour("C3", "C14b")
 async def test_conflict_after_a_409_the_merge_of_both_is_pushed(b):
     await conflict(b)
     assert b.database.default_collection.get("doc5").body == {"who": "B", "merged": True}
 
 
+@pytest.mark.behaviour("C6")
 async def test_conflict_remote_wins_nothing_is_pushed_when_the_remote_revision_is_kept(b):
     await conflict_remote_wins(b)
     assert b.database.default_collection.get("doc5").body == {"who": "S2"}
@@ -439,6 +442,7 @@ async def test_delta_each_edit_of_a_large_document_is_pushed_and_one_pulled(b, a
     assert b.database.default_collection.get("big0000000")["counter"] == 3
 
 
+@pytest.mark.behaviour("P19a")
 async def test_continuous_each_edit_is_pushed_while_connected(b, autojump_clock):
     await continuous(b)
 
@@ -477,6 +481,7 @@ async def test_push5_five_documents_are_pushed(open_side):
     await push5(open_side)
 
 
+@pytest.mark.behaviour("P21")
 async def test_pull_docids_two_documents_are_pulled_by_id(open_side):
     e = open_side("nothing is written here")
     plan = e.plan(push=False, document_ids=("doc1", "doc5"))
@@ -485,6 +490,7 @@ async def test_pull_docids_two_documents_are_pulled_by_id(open_side):
     assert e.database.default_collection.count == 2
 
 
+@pytest.mark.behaviour("U4", "P14", "P12")
 async def test_already_have_nothing_is_sent_again_to_a_peer_met_anew_nor_after_a_reset(open_side):
     g = open_side("nothing is written here")
     await converse(
@@ -501,6 +507,7 @@ async def create_collections(c, *names):
         await c.database.create_collection(name)
 
 
+@pytest.mark.behaviour("K3")
 async def test_collections_two_collections_are_replicated_at_once(open_side):
     c = open_side(SOURCE_OF_C)
     names = ("inventory.hotels", "inventory.airports")
@@ -510,6 +517,7 @@ async def test_collections_two_collections_are_replicated_at_once(open_side):
     await converse(c, "collections-vv", c.plan(names))
 
 
+@pytest.mark.behaviour("K2")
 async def test_collections_missing_the_session_ends_when_the_peer_lacks_one(open_side):
     c = open_side(SOURCE_OF_C)
     names = ("inventory.hotels", "inventory.nosuch")

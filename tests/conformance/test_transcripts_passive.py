@@ -283,6 +283,7 @@ async def test_pull_update_delete_an_edit_and_a_deletion_are_sent(s):
     await pull_update_delete(s)
 
 
+@pytest.mark.behaviour("S5", "C2")
 async def test_conflict_the_proposal_is_refused_and_the_merge_taken(s):
     await conflict(s)
     assert s.database.default_collection.get("doc5").body == {"who": "B", "merged": True}
@@ -305,6 +306,7 @@ async def test_continuous_pull_live_each_edit_is_offered_and_sent_while_connecte
     await continuous_pull_live(s)
 
 
+@pytest.mark.behaviour("S3b")
 async def test_pull_docids_only_the_documents_asked_for_are_offered(s):
     await pull_docids(s)
 
@@ -325,6 +327,7 @@ async def test_collections_two_collections_are_served_at_once(s):
     assert hotels.get("h1").body == {"in": "inventory.hotels"}
 
 
+@pytest.mark.behaviour("K7a")
 async def test_collections_missing_the_unknown_one_is_named_as_such(s):
     await s.database.create_collection("inventory.hotels")
     await s.database.create_collection("inventory.airports")

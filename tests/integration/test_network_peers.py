@@ -48,6 +48,7 @@ def replicating(
     return trio_p2p.ReplicatorConfiguration(**(defaults | settings))
 
 
+@pytest.mark.behaviour("L8")
 @pytest.mark.parametrize("disable_tls", [False, True])
 async def test_both_directions_are_synced_and_counted(tmp_path: Path, disable_tls: bool) -> None:
     async with open_pair(tmp_path) as (shop, till):
@@ -67,6 +68,7 @@ async def test_both_directions_are_synced_and_counted(tmp_path: Path, disable_tl
             assert [d.id async for d in collection.documents()] == ["apple", "pear"]
 
 
+@pytest.mark.behaviour("L10", "W2a")
 async def test_a_wrong_password_is_a_permanent_error_that_says_so(tmp_path: Path) -> None:
     async with open_pair(tmp_path) as (shop, till):
         asked: list[tuple[str, str]] = []
@@ -88,6 +90,7 @@ async def test_a_wrong_password_is_a_permanent_error_that_says_so(tmp_path: Path
         assert asked == [("ann", "guess"), ("ann", "s3cret")]
 
 
+@pytest.mark.behaviour("T1a", "T1b", "T5", "L14a", "G5")
 async def test_the_servers_certificate_decides_who_is_trusted(tmp_path: Path) -> None:
     async with open_pair(tmp_path) as (shop, till):
         async with trio_p2p.open_listener(listening(shop)) as listener:
@@ -116,6 +119,7 @@ async def test_the_servers_certificate_decides_who_is_trusted(tmp_path: Path) ->
         assert listener.port is None
 
 
+@pytest.mark.behaviour("L14a")
 async def test_the_anonymous_identity_is_made_once_and_kept(tmp_path: Path) -> None:
     async with open_pair(tmp_path) as (shop, _):
         keys = trio_p2p.FileKeyStore(tmp_path / "keys")
@@ -144,6 +148,7 @@ async def test_a_continuous_replicator_follows_edits_on_both_sides(tmp_path: Pat
             assert replicator.status.error is None
 
 
+@pytest.mark.behaviour("L16", "R19a")
 async def test_a_listener_that_comes_back_is_found_again(tmp_path: Path) -> None:
     async with open_pair(tmp_path) as (shop, till):
         keys = trio_p2p.MemoryKeyStore()
@@ -170,6 +175,7 @@ async def test_a_listener_that_comes_back_is_found_again(tmp_path: Path) -> None
         assert replicator.statistics().connections >= 2
 
 
+@pytest.mark.behaviour("R4")
 async def test_a_peer_nobody_listens_for_is_tried_as_often_as_told(tmp_path: Path) -> None:
     async with open_pair(tmp_path) as (_, till):
         [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -206,6 +212,7 @@ async def test_a_wrong_url_is_a_clear_error(
             assert caught.value.status == status
 
 
+@pytest.mark.behaviour("X3")
 async def test_a_client_that_says_nothing_holds_up_nobody(tmp_path: Path) -> None:
     async with open_pair(tmp_path) as (shop, till):
         async with trio_p2p.open_listener(listening(shop)) as listener:
@@ -219,6 +226,7 @@ async def test_a_client_that_says_nothing_holds_up_nobody(tmp_path: Path) -> Non
                 await trio_p2p.replicate(replicating(till, listener.urls[0]))
 
 
+@pytest.mark.behaviour("L4", "L6")
 async def test_a_busy_port_and_a_foreign_address_are_refused(tmp_path: Path) -> None:
     async with open_pair(tmp_path) as (shop, _):
         async with trio_p2p.open_listener(listening(shop)) as listener:

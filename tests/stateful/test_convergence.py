@@ -6,6 +6,7 @@ from contextlib import ExitStack, suppress
 from itertools import combinations, pairwise
 from pathlib import Path
 
+import pytest
 import trio
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -41,6 +42,7 @@ accidents = st.dictionaries(
 cuts = st.none() | st.integers(0, 15)
 
 
+@pytest.mark.behaviour("X1", "X2b")
 class Convergence(RuleBasedStateMachine):
     """Commits check the checkpoints, undisturbed exchanges that they left nothing undone."""
 

@@ -20,6 +20,7 @@ HISTORIES = int(os.environ.get("TRIO_P2P_HISTORIES", "20000"))
 SLICE = 1_000
 
 
+@pytest.mark.behaviour("X2b")
 def test_peers_converge_whatever_the_history():
     slices = [range(at, min(at + SLICE, HISTORIES)) for at in range(0, HISTORIES, SLICE)]
     # Not forked: the test process has threads.

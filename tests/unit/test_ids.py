@@ -53,6 +53,7 @@ def test_whatever_text_is_either_a_document_id_or_refused(text):
         assert not text.isidentifier() or text[0] == "_" or len(text.encode()) > 240
 
 
+@pytest.mark.behaviour("V2")
 @given(source_ids)
 def test_source_ids_round_trip_through_text(source):
     text = format_source_id(source)
@@ -66,6 +67,7 @@ def test_the_text_of_a_source_id_is_base64():
     assert parse_source_id("Revision+Tree+Encoding") == raw
 
 
+@pytest.mark.behaviour("V2")
 @pytest.mark.parametrize(
     "text",
     [
@@ -88,6 +90,7 @@ def test_other_spellings_of_a_source_id_are_refused(text):
         parse_source_id(text)
 
 
+@pytest.mark.behaviour("V2")
 @pytest.mark.parametrize("raw", [b"", b"x" * 15, b"x" * 17, bytes(16)])
 def test_a_source_id_is_16_bytes_and_not_all_zero(raw):
     with pytest.raises(ValueError, match="source ID"):

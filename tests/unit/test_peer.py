@@ -81,6 +81,7 @@ async def outcome_of(request, *args):
 # --- Requests and replies -------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("B12a")
 async def test_a_request_arrives_as_it_was_sent_and_so_does_its_reply(ours, theirs):
     sent = Message({"Profile": "greet", "name": "Zoë"}, b"body", urgent=True, compressed=True)
     reply = Message({"kind": "wave"}, b"back", urgent=True, compressed=True)
@@ -89,6 +90,7 @@ async def test_a_request_arrives_as_it_was_sent_and_so_does_its_reply(ours, thei
     assert theirs.asked == [sent]
 
 
+@pytest.mark.behaviour("B12a")
 async def test_replies_find_their_requests_in_whatever_order_they_come(ours, theirs):
     numbers = []
     theirs.answer = lambda number, message: numbers.append((number, message.body))
@@ -276,6 +278,7 @@ async def test_flushing_ends_with_the_connection(ours, theirs, nursery):
 # --- The end --------------------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("B9")
 async def test_the_end_of_the_connection_fails_each_request_with_an_error_of_its_own(ours, theirs):
     errors = []
 
@@ -340,6 +343,7 @@ async def wait_and_cancel(scope):
     scope.cancel()
 
 
+@pytest.mark.behaviour("B9")
 async def test_a_link_that_is_cut_while_sending_ends_both_sides():
     async with open_sides(Faults(cut_after_messages=5)) as (ours, theirs):
         ours.peer.send(asking(LARGE))

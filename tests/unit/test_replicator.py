@@ -109,6 +109,7 @@ async def test_a_one_shot_gives_up_after_ten_attempts_a_continuous_one_does_not(
                 assert len(network.attempted_at) == attempts
 
 
+@pytest.mark.behaviour("R19b")
 async def test_a_permanent_error_stops_at_once(tmp_path: Path, autojump_clock: Any) -> None:
     async with open_peers(tmp_path) as (_, till, network):
         network.failure = trio_p2p.AuthError("the peer refused", status=401)
@@ -154,6 +155,7 @@ async def test_the_first_pause_is_short_again_after_a_session_that_worked(
             assert trio.current_time() - cut_at <= 2
 
 
+@pytest.mark.behaviour("R8")
 async def test_stopping_is_prompt_whatever_it_is_doing(tmp_path: Path, autojump_clock: Any) -> None:
     async with open_peers(tmp_path) as (_, till, network):
 

@@ -28,6 +28,7 @@ def decode(inflater, frame, *, compressed, bytes_max=limits.MESSAGE_BYTES_MAX):
     return inflater.decode(frame, 0, compressed=compressed, bytes_max=bytes_max)
 
 
+@pytest.mark.behaviour("B1")
 @given(st.lists(st.tuples(st.binary(min_size=1, max_size=300), st.booleans())))
 def test_pieces_survive_one_codec_pair_in_sequence(pieces):
     deflater, inflater = Deflater(6), Inflater()
@@ -36,6 +37,7 @@ def test_pieces_survive_one_codec_pair_in_sequence(pieces):
         assert decode(inflater, frame, compressed=compressed) == piece
 
 
+@pytest.mark.behaviour("B1")
 @pytest.mark.parametrize("level", [1, 6, 9])
 def test_sizes_around_powers_of_two_survive_one_codec_pair(level):
     deflater, inflater = Deflater(level), Inflater()
@@ -53,6 +55,7 @@ def test_random_bytes_grow_by_no_more_than_the_overhead_allowed_for():
         assert len(frame) <= size + DEFLATE_OVERHEAD_BYTES + CHECKSUM_BYTES
 
 
+@pytest.mark.behaviour("X6")
 def test_a_recorded_direction_has_its_checksums_and_decodes():
     deflater, inflater = Deflater(6), Inflater()
     for vector in VECTORS["direction"]:
@@ -74,6 +77,7 @@ def test_our_own_frames_of_the_recorded_direction_decode_too():
         assert decode(inflater, frame, compressed=vector["compressed"]) == data
 
 
+@pytest.mark.behaviour("B1", "B13e")
 def test_a_compressed_frame_without_bytes_leaves_the_stream_alone():
     deflater, inflater = Deflater(6), Inflater()
     first = deflater.encode(b"", b"some text", compressed=True)
@@ -83,6 +87,7 @@ def test_a_compressed_frame_without_bytes_leaves_the_stream_alone():
     assert decode(inflater, second, compressed=True) == b"some text again"
 
 
+@pytest.mark.behaviour("B2")
 def test_a_wrong_checksum_is_refused():
     frame = bytearray(Deflater(6).encode(b"", b"text", compressed=False))
     frame[-1] ^= 1
@@ -102,6 +107,7 @@ def test_a_frame_shorter_than_its_checksum_is_refused():
         decode(Inflater(), b"\0\0\0", compressed=False)
 
 
+@pytest.mark.behaviour("B2")
 def test_garbage_does_not_inflate():
     with pytest.raises(RemoteProtocolError, match="inflate"):
         decode(Inflater(), b"\xff" * 40, compressed=True)

@@ -69,6 +69,7 @@ def flags_of(frame):
 # --- Requests and replies ------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("B5")
 @pytest.mark.parametrize("urgent", [False, True])
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("no_reply", [False, True])
@@ -80,6 +81,7 @@ def test_a_request_arrives_as_it_was_sent(urgent, compressed, no_reply, size):
     assert exchange(left, right) == ([], [RequestReceived(number, message)])
 
 
+@pytest.mark.behaviour("X6")
 def test_a_recorded_direction_is_received_as_what_it_says():
     connection = Connection()
     for vector in VECTORS["direction"]:
@@ -142,6 +144,7 @@ def test_messages_are_told_in_the_order_in_which_they_complete():
     assert [event.number for event in told] == [2, 1]
 
 
+@pytest.mark.behaviour("B13g")
 def test_an_error_reply_carries_domain_code_and_text():
     left, right = Connection(), Connection()
     left.send_request(PING)
@@ -239,6 +242,7 @@ def test_unsent_bytes_fall_to_nothing_as_frames_leave():
 # --- Flow control --------------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("B13b")
 def test_a_sender_stops_at_a_full_window():
     left, right = Connection(), Connection()
     left.send_request(LARGE)
@@ -250,6 +254,7 @@ def test_a_sender_stops_at_a_full_window():
     assert left.next_frame() is not None
 
 
+@pytest.mark.behaviour("B13a")
 def test_a_receiver_acknowledges_each_50_000_bytes_of_a_message():
     connection, peer = Connection(), HandMadePeer()
     piece = bytes(9_996)  # With its checksum, 10,000 bytes to count.
@@ -315,6 +320,7 @@ def test_an_acknowledgement_without_a_count_is_refused():
 # --- What peers may and may not do ---------------------------------------------------------------
 
 
+@pytest.mark.behaviour("B13f")
 def test_larger_frames_than_ours_are_accepted():
     frame = HandMadePeer().message(1, frames.REQUEST, LARGE)
     assert Connection().receive_frame(frame) == [RequestReceived(1, LARGE)]
@@ -338,6 +344,7 @@ def test_compression_is_decided_frame_by_frame():
     assert event.message.properties == PING.properties
 
 
+@pytest.mark.behaviour("B13e")
 def test_a_compressed_frame_without_bytes_may_end_a_message():
     connection, peer = Connection(), HandMadePeer()
     whole = peer.frame(1, frames.COMPRESSED | frames.MORE_COMING, encode_data(PING))
@@ -360,12 +367,14 @@ def test_unknown_flags_are_ignored():
     assert Connection().receive_frame(frame) == [RequestReceived(1, PING)]
 
 
+@pytest.mark.behaviour("B13c")
 @pytest.mark.parametrize("number", [0, 2, 3, 2**64 - 1])
 def test_a_first_request_with_another_number_than_1_is_refused(number):
     with pytest.raises(RemoteProtocolError, match="out of order"):
         Connection().receive_frame(HandMadePeer().message(number, frames.REQUEST))
 
 
+@pytest.mark.behaviour("B13c")
 def test_a_request_number_that_was_used_is_refused():
     connection, peer = Connection(), HandMadePeer()
     connection.receive_frame(peer.message(1, frames.REQUEST))
@@ -373,6 +382,7 @@ def test_a_request_number_that_was_used_is_refused():
         connection.receive_frame(peer.message(1, frames.REQUEST))
 
 
+@pytest.mark.behaviour("B13d")
 @pytest.mark.parametrize("kind", [frames.REPLY, frames.ERROR])
 def test_a_reply_to_no_request_is_refused(kind):
     with pytest.raises(RemoteProtocolError, match="no request of ours"):
@@ -395,6 +405,7 @@ def test_a_reply_before_the_request_is_sent_whole_is_refused():
         connection.receive_frame(HandMadePeer().message(1, frames.REPLY))
 
 
+@pytest.mark.behaviour("B13d")
 def test_a_second_reply_is_refused():
     connection, peer = Connection(), HandMadePeer()
     connection.send_request(PING)
@@ -461,6 +472,7 @@ def test_one_message_has_a_limit_after_inflating(monkeypatch, compressed, pieces
 # --- Closing -------------------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("B8")
 def test_closing_tells_which_requests_have_no_reply_and_forgets_everything():
     left, right = Connection(), Connection()
     left.send_request(PING)

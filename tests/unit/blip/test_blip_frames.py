@@ -25,6 +25,7 @@ def test_no_header_of_ours_is_longer_than_reckoned():
     assert len(header) == frames.HEADER_BYTES_MAX
 
 
+@pytest.mark.behaviour("X6")
 @pytest.mark.parametrize("vector", VECTORS["direction"])
 def test_recorded_headers_have_their_bytes(vector):
     flags = (
@@ -36,6 +37,7 @@ def test_recorded_headers_have_their_bytes(vector):
     assert frames.encode_header(vector["number"], flags).hex() == vector["header"]
 
 
+@pytest.mark.behaviour("X6")
 def test_the_acknowledgement_of_a_request_has_its_recorded_bytes():
     vector = VECTORS["acknowledgement"]
     frame = frames.encode_acknowledgement(

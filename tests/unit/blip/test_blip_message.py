@@ -22,6 +22,7 @@ VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "blip_frames.json"
 strings = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 
 
+@pytest.mark.behaviour("B3", "X6")
 @pytest.mark.parametrize("vector", VECTORS["properties"])
 def test_properties_have_their_recorded_bytes(vector):
     encoded = bytes.fromhex(vector["hex"])
@@ -39,6 +40,7 @@ def test_the_order_of_properties_is_kept():
     assert list(properties) == ["b", "a"]
 
 
+@pytest.mark.behaviour("B4")
 @pytest.mark.parametrize(
     ("data", "complaint"),
     [

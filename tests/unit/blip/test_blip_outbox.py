@@ -1,5 +1,6 @@
 """Turns and windows of outgoing messages."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,6 +37,7 @@ def test_an_empty_outbox_has_nothing():
     assert Outbox().take() is None
 
 
+@pytest.mark.behaviour("B6a")
 def test_normal_messages_begin_in_order_and_take_turns():
     outbox = Outbox()
     for number in (1, 2, 3):
@@ -43,6 +45,7 @@ def test_normal_messages_begin_in_order_and_take_turns():
     assert [send_one(outbox) for _ in range(6)] == [1, 2, 3, 1, 2, 3]
 
 
+@pytest.mark.behaviour("B6a")
 def test_short_messages_leave_in_order():
     outbox = Outbox()
     for number in (1, 2, 3):
@@ -51,12 +54,14 @@ def test_short_messages_leave_in_order():
     assert outbox.take() is None
 
 
+@pytest.mark.behaviour("B7")
 def test_an_urgent_message_goes_behind_the_first_normal_one():
     outbox = with_begun_normals(1, 2, 3, 4, 5)
     outbox.add(urgent(6, size=10))
     assert [send_one(outbox) for _ in range(6)] == [1, 6, 2, 3, 4, 5]
 
 
+@pytest.mark.behaviour("B7")
 def test_urgent_messages_alternate_with_normal_ones():
     outbox = with_begun_normals(1, 2, 3, 4, 5)
     outbox.add(urgent(6, size=10))
@@ -70,6 +75,7 @@ def test_a_long_urgent_message_leaves_every_other_turn_to_normal_ones():
     assert [send_one(outbox) for _ in range(8)] == [1, 3, 2, 3, 1, 3, 2, 3]
 
 
+@pytest.mark.behaviour("B7")
 def test_a_new_urgent_message_stays_behind_every_message_that_has_not_begun():
     outbox = with_begun_normals(1, 2)
     outbox.add(normal(3))
@@ -99,6 +105,7 @@ def send_until_stalled(outbox, message):
     return message.sent_bytes
 
 
+@pytest.mark.behaviour("B13b")
 def test_a_message_stops_at_a_full_window_and_goes_on_once_it_is_acknowledged():
     outbox, message = Outbox(), normal(1, size=300_000)
     outbox.add(message)
@@ -143,6 +150,7 @@ def test_acknowledgements_that_come_late_or_twice_or_lie_change_nothing():
     assert again - sent < limits.UNACKNOWLEDGED_BYTES_MAX + limits.FRAME_BYTES_MAX
 
 
+@pytest.mark.behaviour("B8")
 def test_clearing_forgets_queued_and_stalled_messages():
     outbox, stalled = Outbox(), normal(1, size=300_000)
     outbox.add(stalled)
@@ -154,6 +162,7 @@ def test_clearing_forgets_queued_and_stalled_messages():
     assert outbox.unsent_bytes == 0
 
 
+@pytest.mark.behaviour("B6a", "B7")
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 60_000)), min_size=1, max_size=30))
 def test_every_message_leaves_whole_and_begins_in_order(kinds):
     outbox, begun, sizes = Outbox(), [], {}

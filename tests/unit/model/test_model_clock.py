@@ -24,6 +24,7 @@ def test_times_are_the_wall_clock_with_its_low_16_bits_cleared():
     assert HybridClock(Wall(NOW + 12345)).now() == (NOW + 12345) & ~0xFFFF
 
 
+@pytest.mark.behaviour("V1")
 def test_times_strictly_increase_while_the_wall_clock_stands_still_or_goes_back():
     wall = Wall()
     clock = HybridClock(wall)
@@ -32,6 +33,7 @@ def test_times_strictly_increase_while_the_wall_clock_stands_still_or_goes_back(
     assert first < second < clock.now() == clock.last
 
 
+@pytest.mark.behaviour("V1")
 @pytest.mark.parametrize("ahead", [-SECOND, 5 * SECOND, 120 * SECOND])
 def test_a_time_seen_is_exceeded_by_the_next(ahead):
     clock = HybridClock(Wall())
@@ -39,6 +41,7 @@ def test_a_time_seen_is_exceeded_by_the_next(ahead):
     assert clock.now() > NOW + ahead
 
 
+@pytest.mark.behaviour("V1")
 @pytest.mark.parametrize(
     "time", [NOW + 3600 * SECOND, NOW + 120 * SECOND + 1, 0xFF_FFFF_FFFF, 0, TIME_MAX + 1]
 )
@@ -59,6 +62,7 @@ def test_a_time_already_exceeded_is_accepted_however_far_ahead_of_the_wall_clock
     assert clock.last == time
 
 
+@pytest.mark.behaviour("V1")
 @pytest.mark.parametrize("text", ["1-00", "2-1111", "1000-ffffffffffff"])
 def test_times_of_tree_revision_ids_are_accepted(text):
     HybridClock(Wall()).see(TreeRevisionID.parse(text).as_version().time)
@@ -69,6 +73,7 @@ def test_the_first_time_is_never_below_the_valid_range():
     assert HybridClock(Wall(0), last=-5).last == TIME_MIN
 
 
+@pytest.mark.behaviour("V1")
 def test_a_restored_clock_goes_on_later_but_less_than_a_second_ahead():
     clock = HybridClock(Wall())
     before = clock.now()

@@ -153,6 +153,7 @@ def test_a_body_is_a_mapping(body):
         encode_body(body)
 
 
+@pytest.mark.behaviour("G8")
 @pytest.mark.parametrize("key", sorted(RESERVED_KEYS))
 def test_reserved_keys_are_refused_at_the_top_level_only(key):
     with pytest.raises(InvalidDocumentError):

@@ -84,6 +84,7 @@ LIVE = made(Version(5, A), Version(3, B))
 GONE = made(Version(5, A), Version(3, B), deleted=True)
 
 
+@pytest.mark.behaviour("V11a", "S5")
 @pytest.mark.parametrize(
     ("current", "proposed", "parent", "status"),
     [
@@ -161,6 +162,7 @@ def test_an_older_winner_becomes_a_merge_with_a_new_version():
     assert (kept.body, kept.deleted) == (EMPTY_BODY, True)
 
 
+@pytest.mark.behaviour("V9")
 def test_a_legacy_winner_takes_a_new_version_and_both_keep_their_trees():
     kept = keep(legacy(T2B, T1), legacy(T2, T1), stamp)
     assert kept.vector == VersionVector(LATER)
@@ -169,6 +171,7 @@ def test_a_legacy_winner_takes_a_new_version_and_both_keep_their_trees():
     assert not kept.is_legacy
 
 
+@pytest.mark.behaviour("V10")
 def test_a_legacy_loser_leaves_the_vector_as_it_is():
     winner = made(Version(2**60, A), Version(3, B))
     kept = keep(winner, legacy(T2, T1), unwanted_stamp)
@@ -216,6 +219,7 @@ def test_a_merge_includes_both_sides_whatever_their_order(sides):
 # --- Conflicts that nobody is asked about ---------------------------------------------------------
 
 
+@pytest.mark.behaviour("C14a")
 def test_two_deletions_are_one_deletion():
     local, remote = made(Version(5, A), deleted=True), made(Version(6, B), deleted=True)
     settled = settle_alone(local, remote, unwanted_stamp)
@@ -246,6 +250,7 @@ def test_other_conflicts_are_put_to_the_resolver(local, remote):
     assert settle_alone(local, remote, unwanted_stamp) is None
 
 
+@pytest.mark.behaviour("C14a")
 @given(conflicts())
 def test_both_peers_settle_a_conflict_alike(sides):
     first, second = sides
@@ -267,6 +272,7 @@ def test_two_deletions_always_settle(sides):
 # --- The default resolver -------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("C12", "C14a")
 @pytest.mark.parametrize(
     ("local", "remote", "winner"),
     [

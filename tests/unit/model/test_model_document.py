@@ -63,6 +63,7 @@ def test_a_revision_has_what_it_was_made_on(revision_id, held):
     assert revision("9@Alice; 4@Bob", T1).has(revision_id) is held
 
 
+@pytest.mark.behaviour("V11c")
 def test_a_revision_has_the_tree_revision_id_that_a_version_stands_for():
     vector = VersionVector(Version(2**60, ALICE), (), (T2.as_version(),))
     assert Revision(vector).has(T2)

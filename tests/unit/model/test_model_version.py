@@ -70,6 +70,7 @@ def vectors(draw):
 # --- Versions -------------------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("V3")
 @pytest.mark.parametrize(
     ("text", "time"), [("1@A", 1), ("bff@A", 0xBFF), ("176cee53c5680000@A", 0x176CEE53C5680000)]
 )
@@ -78,6 +79,7 @@ def test_a_version_is_a_hexadecimal_time_and_an_author(text, time):
     assert str(version(text)) == spelled(text)
 
 
+@pytest.mark.behaviour("V3")
 @pytest.mark.parametrize(
     "text",
     [
@@ -136,6 +138,7 @@ def test_a_version_has_24_bytes(length):
 # --- Tree revision IDs ----------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("V3")
 @pytest.mark.parametrize(
     "text",
     ["1-aa", "97-beef", "1234-d4596393df73462bbda0b9f8982c66a2", "2-" + "0f" * 20, "8388607-00"],
@@ -146,6 +149,7 @@ def test_a_tree_revision_id_is_a_generation_and_a_digest(text):
     assert str(parsed) == text
 
 
+@pytest.mark.behaviour("V3")
 @pytest.mark.parametrize(
     "text",
     [
@@ -176,6 +180,7 @@ def test_other_spellings_of_a_tree_revision_id_are_refused(text):
         parse_revision_id(text)
 
 
+@pytest.mark.behaviour("V6")
 @pytest.mark.parametrize(
     ("text", "time"),
     [
@@ -208,6 +213,7 @@ def test_revision_ids_of_both_kinds_are_told_apart():
 # --- Vectors as text and bytes --------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("V4")
 @pytest.mark.parametrize(
     ("read", "written"),
     [
@@ -226,6 +232,7 @@ def test_vectors_are_read_with_or_without_spaces_and_written_with(read, written)
     assert str(vector(read)) == spelled(written)
 
 
+@pytest.mark.behaviour("V4")
 def test_the_parts_of_a_vector_are_current_merged_and_previous():
     parsed = vector("7@me, 5@A, 3@B; 1@C")
     assert parsed.current == version("7@me")
@@ -234,6 +241,7 @@ def test_the_parts_of_a_vector_are_current_merged_and_previous():
     assert vector("7@me, 5@A").merged == (version("5@A"),)
 
 
+@pytest.mark.behaviour("V4")
 @pytest.mark.parametrize(
     "text",
     [
@@ -289,6 +297,7 @@ def test_any_text_is_a_vector_or_a_value_error(text):
 # --- Comparing ------------------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("V5a", "V7")
 @pytest.mark.parametrize(
     ("first", "second", "order"),
     [
@@ -310,6 +319,7 @@ def test_vectors_compare_by_their_current_versions(first, second, order):
     assert vector(second).compare(vector(first)) is opposite.get(order, order)
 
 
+@pytest.mark.behaviour("V7")
 @pytest.mark.parametrize(
     ("includes", "included", "order"),
     [
@@ -337,6 +347,7 @@ def test_a_vector_has_every_version_up_to_the_latest_of_each_author():
 # --- Edits, merges and joins ----------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("V5b")
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
@@ -351,6 +362,7 @@ def test_an_edit_puts_its_version_first_and_names_each_author_once(old, new, exp
     assert str(vector(old).edited(version(new))) == spelled(expected)
 
 
+@pytest.mark.behaviour("V5b", "V7")
 @pytest.mark.parametrize(
     ("first", "second", "expected"),
     [
@@ -366,6 +378,7 @@ def test_a_merge_names_the_two_that_it_merged_and_the_latest_of_all_others(first
     assert str(merge(vector(first), vector(second), version("7@me"))) == spelled(expected)
 
 
+@pytest.mark.behaviour("V5b")
 @pytest.mark.parametrize(
     ("winner", "loser", "expected"),
     [

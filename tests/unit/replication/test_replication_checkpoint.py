@@ -98,6 +98,7 @@ def test_what_cannot_be_understood_counts_as_nothing_done(body):
 # --- Agreement ------------------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("U10", "U13")
 @pytest.mark.parametrize(
     ("ours", "theirs", "agreed"),
     [
@@ -117,6 +118,7 @@ def test_the_earlier_of_the_peers_sequences_counts_or_the_beginning(ours, theirs
     assert Checkpoint(remote=ours).agreed(Checkpoint(remote=theirs)).remote == agreed
 
 
+@pytest.mark.behaviour("U10")
 @given(checkpoints, checkpoints)
 def test_only_what_both_copies_say_is_done_counts(ours, theirs):
     agreed = ours.agreed(theirs)
@@ -135,6 +137,7 @@ def test_a_checkpoint_agrees_with_its_own_copy(checkpoint):
 # --- Names ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("G4")
 def test_whatever_changes_the_meaning_of_a_checkpoint_changes_its_name():
     names = {
         checkpoint_id(OURS, "peer", "notes", None),
@@ -187,6 +190,7 @@ class NaiveSequences:
 steps = st.tuples(st.sampled_from(["begin", "complete"]), st.sampled_from("123456"))
 
 
+@pytest.mark.behaviour("U13", "G6")
 @given(st.lists(steps, max_size=40))
 def test_sequences_are_reached_once_all_before_them_are_done(steps):
     sequences, naive = RemoteSequences(None), NaiveSequences()

@@ -28,11 +28,13 @@ ENDPOINTS = {
 }
 
 
+@pytest.mark.behaviour("W4a")
 @pytest.mark.parametrize(("url", "endpoint"), ENDPOINTS.items(), ids=ENDPOINTS)
 def test_a_url_is_read(url, endpoint):
     assert Endpoint.parse(url) == endpoint
 
 
+@pytest.mark.behaviour("W4b", "W5")
 @pytest.mark.parametrize(
     "url",
     [
@@ -123,6 +125,7 @@ def test_the_host_header_names_the_port_unless_it_is_the_default_one(url, header
     assert Endpoint.parse(url).host_header == header
 
 
+@pytest.mark.behaviour("W4c")
 @given(
     st.builds(
         Endpoint,
@@ -170,6 +173,7 @@ async def lookup_fails_with():
     trio.socket.set_custom_hostname_resolver(None)
 
 
+@pytest.mark.behaviour("R5")
 async def test_a_name_that_nobody_has_is_an_error_for_good(lookup_fails_with):
     lookup_fails_with(socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
     error = await failure_of("nobody.invalid")

@@ -356,6 +356,7 @@ async def test_having_caught_up_is_told_without_an_answer(active, passive):
 # --- How it stands on the wire --------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("S2")
 @pytest.mark.parametrize(
     ("answers", "body"),
     [
@@ -371,6 +372,7 @@ async def test_zeros_at_the_end_are_left_out(active, passive, answers, body):
     assert orjson.loads(reply.body) == body
 
 
+@pytest.mark.behaviour("S2")
 async def test_answers_left_out_at_the_end_mean_send_it_or_not_wanted(active, passive):
     passive.raw_answer = Message({}, b"[304]")
     answers = await active.profile.propose(0, PROPOSALS)
@@ -535,6 +537,7 @@ def test_bodies_go_over_unchanged(bodies):
     trio.run(main, clock=MockClock(autojump_threshold=0))
 
 
+@pytest.mark.behaviour("S6d")
 @pytest.mark.parametrize(
     "number", [2**63 - 1, -(2**63), 2**53 + 1, 0.1, 1e300, 5e-324, 123456789.123456789]
 )
@@ -650,11 +653,13 @@ MALFORMED |= {
 }
 
 
+@pytest.mark.behaviour("K7b", "S6b")
 @pytest.mark.parametrize("malformed", MALFORMED.values(), ids=MALFORMED)
 def test_a_malformed_message_is_refused(malformed):
     assert refusal(malformed) == ("HTTP", 400)
 
 
+@pytest.mark.behaviour("B13i")
 @pytest.mark.parametrize("properties", [{}, {"Profile": ""}, {"Profile": "getRev"}])
 async def test_an_unknown_message_is_refused_in_the_words_couchbase_lite_knows(active, properties):
     with pytest.raises(PeerError) as caught:
@@ -663,6 +668,7 @@ async def test_an_unknown_message_is_refused_in_the_words_couchbase_lite_knows(a
     assert (error.domain, error.code, error.text) == ("BLIP", 404, "no handler for message")
 
 
+@pytest.mark.behaviour("B13h")
 @pytest.mark.parametrize("malformed", [message("nonsense"), rev(b"["), message("changes", b"7")])
 def test_what_wants_no_reply_is_not_even_refused(malformed):
     reading = Reading()

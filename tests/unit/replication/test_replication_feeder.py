@@ -143,6 +143,7 @@ async def test_of_an_empty_collection_the_subscriber_has_caught_up_at_once(subsc
     assert subscriber.told == [CAUGHT_UP]
 
 
+@pytest.mark.behaviour("S3b")
 @pytest.mark.parametrize(
     ("since", "offered"),
     [
@@ -193,6 +194,7 @@ async def test_an_offer_holds_no_more_than_is_usual(notes, subscriber, feeder, b
     assert list(map(len, subscriber.offered)) == [limits.CHANGES_PER_MESSAGE_MAX, 1]
 
 
+@pytest.mark.behaviour("U3b")
 async def test_tombstones_can_be_left_out(notes, subscriber, feeder):
     await put(notes, "a", "b", "c")
     await notes.delete("b")

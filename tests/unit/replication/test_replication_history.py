@@ -55,6 +55,7 @@ def spelled(text):
     return "".join(str(names.get(character, character)) for character in text)
 
 
+@pytest.mark.behaviour("S7", "V11b", "C14b")
 @given(revisions())
 def test_a_revision_is_put_together_as_it_was(revision):
     text = history_of(revision)

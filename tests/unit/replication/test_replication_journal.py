@@ -1,5 +1,7 @@
 """The journal of one replication."""
 
+import pytest
+
 from trio_p2p import limits
 from trio_p2p.errors import InvalidDocumentError
 from trio_p2p.ids import DocumentID
@@ -46,6 +48,7 @@ def test_every_document_that_went_well_or_ill_is_an_event():
     assert journal.event_count == 3
 
 
+@pytest.mark.behaviour("G7")
 def test_statistics_count_everything_since_the_beginning():
     journal = Journal()
     for _ in range(2):

@@ -175,6 +175,7 @@ def server(connection):
 # --- Opening --------------------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("K7a")
 async def test_a_collection_has_its_checkpoint_or_none_or_is_unknown(client, database, connect):
     await client.open("shop.sales")
     await client.ask("setCheckpoint", {"local": 7}, client="cp-shop.sales", rev="")
@@ -198,12 +199,14 @@ async def test_collections_are_named_first(client):
         assert await client.refusal(profile, body, **properties) == ("HTTP", 400)
 
 
+@pytest.mark.behaviour("K7b")
 async def test_collections_are_named_once(client):
     await client.open()
     body = {"collections": ["shop.sales"], "checkpoint_ids": ["cp"]}
     assert await client.refusal("getCollections", body) == ("HTTP", 400)
 
 
+@pytest.mark.behaviour("K7b")
 async def test_a_collection_is_named_once(client):
     body = {"collections": ["_default", "_default"], "checkpoint_ids": ["cp-1", "cp-2"]}
     assert await client.refusal("getCollections", body) == ("HTTP", 400)
@@ -255,6 +258,7 @@ async def test_to_offer_changes_is_for_passive_peers(client):
 # --- Checkpoints ----------------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("S1", "K7c")
 async def test_a_checkpoint_is_replaced_by_who_knows_its_revision(client):
     await client.open()
     assert await client.refusal("getCheckpoint", client="cp") == ("HTTP", 404)
@@ -265,6 +269,7 @@ async def test_a_checkpoint_is_replaced_by_who_knows_its_revision(client):
     assert (replied, body) == ({"rev": "3-cc"}, {"from": "2-cc"})
 
 
+@pytest.mark.behaviour("S1")
 @pytest.mark.parametrize("rev", ["", "0-cc", "2-cc", "1", "nonsense"])
 async def test_a_checkpoint_is_not_replaced_by_who_does_not(client, rev):
     await client.open()
@@ -274,6 +279,7 @@ async def test_a_checkpoint_is_not_replaced_by_who_does_not(client, rev):
     assert body == {"local": 1}
 
 
+@pytest.mark.behaviour("S1")
 async def test_a_first_checkpoint_has_no_revision_to_name(client):
     await client.open()
     assert await client.refusal("setCheckpoint", {}, client="cp", rev="1-cc") == ("HTTP", 409)
@@ -282,6 +288,7 @@ async def test_a_first_checkpoint_has_no_revision_to_name(client):
 # --- Being pulled from ----------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("S3a")
 async def test_a_subscriber_is_offered_everything_and_sent_what_it_wants(client, notes, server):
     await notes.put("a", {"n": 1})
     await notes.put("b", {"n": 2})
@@ -296,6 +303,7 @@ async def test_a_subscriber_is_offered_everything_and_sent_what_it_wants(client,
     assert not server.session.busy
 
 
+@pytest.mark.behaviour("S4a")
 @pytest.mark.parametrize("running", ["false", "true"])
 @pytest.mark.parametrize("following", ["false", "true"])
 async def test_one_subscription_to_a_collection_runs_at_a_time(client, notes, running, following):
@@ -307,6 +315,7 @@ async def test_one_subscription_to_a_collection_runs_at_a_time(client, notes, ru
     await client.ask("subChanges", collection=1)
 
 
+@pytest.mark.behaviour("S4a")
 async def test_after_a_one_shot_subscription_has_ended_another_one_may_follow(client, notes):
     await notes.put("a", {})
     await client.open()
@@ -316,6 +325,7 @@ async def test_after_a_one_shot_subscription_has_ended_another_one_may_follow(cl
     assert client.offered() == [["a"], [], ["a"], []]
 
 
+@pytest.mark.behaviour("S3b", "U3b")
 async def test_what_is_offered_can_be_narrowed(client, notes):
     for name in "abcd":
         await notes.put(name, {})
@@ -327,6 +337,7 @@ async def test_what_is_offered_can_be_narrowed(client, notes):
     assert client.offered() == [["d"], []]
 
 
+@pytest.mark.behaviour("S3b")
 async def test_batches_are_as_large_as_asked_for(client, notes):
     for name in "abcde":
         await notes.put(name, {})
@@ -336,6 +347,7 @@ async def test_batches_are_as_large_as_asked_for(client, notes):
     assert client.offered() == [["a", "b"], ["c", "d"], ["e"], []]
 
 
+@pytest.mark.behaviour("S3a")
 async def test_a_continuous_subscriber_hears_of_what_is_written_later(client, notes):
     await client.open()
     await client.ask("subChanges", continuous="true")
@@ -360,6 +372,7 @@ async def test_what_a_subscriber_pushed_itself_is_offered_and_not_sent_unasked(c
 # --- Being pushed to ------------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("S6a")
 async def test_a_new_document_is_wanted_and_stored(client, notes, server):
     await client.open()
     assert await client.propose(["a", version(1), ""]) == []
@@ -369,6 +382,7 @@ async def test_a_new_document_is_wanted_and_stored(client, notes, server):
     assert (statistics.documents_offered, statistics.documents_pulled) == (1, 1)
 
 
+@pytest.mark.behaviour("S6a")
 async def test_a_new_revision_is_wanted_by_who_knows_the_current_one(client, notes):
     await client.open()
     await client.send_revision("a", version(1))
@@ -377,6 +391,7 @@ async def test_a_new_revision_is_wanted_by_who_knows_the_current_one(client, not
     assert notes.get("a").body == {"n": 2}
 
 
+@pytest.mark.behaviour("S5")
 async def test_proposals_are_answered_in_order(client, notes):
     mine = (await notes.put("c", {})).version
     await client.open()
@@ -395,6 +410,7 @@ async def test_proposals_are_answered_in_order(client, notes):
     assert answers == [304, 0, 0, conflict, conflict, {"status": 409, "rev": str(version(1))}]
 
 
+@pytest.mark.behaviour("S5")
 async def test_a_conflict_is_told_with_the_whole_vector(client, notes):
     await client.open()
     await client.send_revision("a", version(1))
@@ -423,6 +439,7 @@ async def test_a_revision_that_is_here_already_is_not_stored_again(client, notes
     assert server.journal.statistics().documents_pulled == 1
 
 
+@pytest.mark.behaviour("S6a")
 async def test_a_tombstone_is_stored(client, notes):
     await client.open()
     await client.send_revision("a", version(1), {"n": 1})
@@ -431,6 +448,7 @@ async def test_a_tombstone_is_stored(client, notes):
     assert notes.get("a", deleted=True).version == version(2)
 
 
+@pytest.mark.behaviour("S6a")
 async def test_of_concurrent_edits_of_one_document_the_latest_stands(client, notes):
     await client.open()
     async with trio.open_nursery() as nursery:
@@ -439,6 +457,7 @@ async def test_of_concurrent_edits_of_one_document_the_latest_stands(client, not
     assert notes.get("a").body == {"n": 5}
 
 
+@pytest.mark.behaviour("C15")
 async def test_a_document_deleted_here_is_written_anew_by_who_never_knew_it(client, notes):
     await client.open()
     await client.send_revision("a", version(1))
@@ -480,6 +499,7 @@ async def test_a_version_from_the_future_may_come_again_later(client, notes, ser
     assert server.error is None
 
 
+@pytest.mark.behaviour("S6b")
 @pytest.mark.parametrize(
     ("body", "status"),
     [
@@ -522,6 +542,7 @@ async def test_proposals_wait_while_too_much_is_still_to_be_stored(
 # --- What wants no reply --------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("B13h")
 async def test_what_wants_no_reply_is_done_without_one(client, notes):
     await client.open()
     told = [
@@ -551,6 +572,7 @@ async def test_a_goodbye_ends_the_session(client, server, code, status):
     assert (server.error and server.error.status) == status
 
 
+@pytest.mark.behaviour("B9", "S9")
 async def test_a_lost_connection_ends_every_task_of_the_session(client, server, notes):
     await notes.put("a", {})
     await client.open()

@@ -165,6 +165,7 @@ async def test_both_directions_at_once(here, there):
     assert bodies(here) == bodies(there) == {"a": {"x": 1}, "b": {"x": 2}}
 
 
+@pytest.mark.behaviour("U4")
 async def test_a_second_run_has_nothing_to_say(here, there):
     for number, name in enumerate("abcd"):
         await put(here, name, x=number)
@@ -208,6 +209,7 @@ async def test_only_the_documents_named_are_replicated(here, there):
 # --- Collections and identity --------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("K3")
 async def test_collections_are_matched_by_name_whatever_their_order(here, there):
     for name in ("notes", "sales.orders"):
         await (await here.create_collection(name)).put("a", {"in": name})
@@ -219,6 +221,7 @@ async def test_collections_are_matched_by_name_whatever_their_order(here, there)
     assert bodies(here) == bodies(there) == {}
 
 
+@pytest.mark.behaviour("K2", "K8")
 async def test_a_collection_that_the_peer_lacks_is_an_error(here, there):
     await here.create_collection("notes")
     with pytest.RaisesGroup(
@@ -244,6 +247,7 @@ async def test_two_copies_of_one_database_refuse_each_other(here, tmp_path):
 # --- Conflicts -----------------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("C12")
 async def test_by_default_the_later_edit_wins_a_conflict(here, there, autojump_clock):
     await put(here, "a", by="here")
     await put(there, "b", by="there")
@@ -254,6 +258,7 @@ async def test_by_default_the_later_edit_wins_a_conflict(here, there, autojump_c
     assert bodies(here) == bodies(there) == {"a": {"by": "there"}, "b": {"by": "here"}}
 
 
+@pytest.mark.behaviour("C12")
 async def test_by_default_a_deletion_wins_a_conflict(here, there, autojump_clock):
     await put(here, "a", by="here")
     await sync(here, there)
@@ -264,6 +269,7 @@ async def test_by_default_a_deletion_wins_a_conflict(here, there, autojump_clock
     assert bodies(here) == bodies(there) == {}
 
 
+@pytest.mark.behaviour("C3")
 async def test_a_merge_goes_to_both_sides(here, there):
     await put(here, "a", x=1)
     await put(there, "a", y=2)
@@ -272,6 +278,7 @@ async def test_a_merge_goes_to_both_sides(here, there):
     assert counts(await sync(here, there)) == (0, 0, 0, 0)
 
 
+@pytest.mark.behaviour("C1", "C9a", "C13b")
 async def test_a_conflict_whose_resolver_fails_waits_for_the_next_start(
     here, there, autojump_clock
 ):
@@ -292,6 +299,7 @@ async def test_a_conflict_whose_resolver_fails_waits_for_the_next_start(
     assert bodies(here) == bodies(there) == {"a": {"by": "there"}}
 
 
+@pytest.mark.behaviour("C2")
 async def test_a_push_that_conflicts_stays_pending(here, there):
     await put(here, "a", by="here")
     await put(there, "a", by="there")
@@ -302,6 +310,7 @@ async def test_a_push_that_conflicts_stays_pending(here, there):
     assert bodies(there) == {"a": {"by": "there"}}
 
 
+@pytest.mark.behaviour("C10")
 async def test_a_push_goes_on_after_its_acknowledgement_was_lost(here, there):
     """The peer's revision is an ancestor of ours, though nothing here says that it has it."""
     await put(here, "a", x=1)
@@ -323,6 +332,7 @@ async def test_after_a_reset_all_is_offered_and_nothing_sent(here, there):
     assert counts(await sync(here, there)) == (0, 0, 0, 0)
 
 
+@pytest.mark.behaviour("P14", "G2a")
 @pytest.mark.parametrize("lost", ["local_checkpoints", "peer_checkpoints"])
 async def test_after_one_copy_of_a_checkpoint_was_lost_nothing_is_sent_twice(here, there, lost):
     await put(here, "a", x=1)
@@ -336,6 +346,7 @@ async def test_after_one_copy_of_a_checkpoint_was_lost_nothing_is_sent_twice(her
     assert counts(await sync(here, there)) == (0, 0, 0, 0)
 
 
+@pytest.mark.behaviour("P11")
 async def test_a_peer_that_was_made_anew_gets_everything(here, there, tmp_path):
     await put(here, "a", x=1)
     await put(there, "b", x=1)
@@ -372,6 +383,7 @@ async def test_a_checkpoint_that_others_always_save_first_may_be_saved_later(
 # --- Single documents ----------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("X4")
 async def test_a_version_from_the_future_waits_alone_until_its_time(
     here, there, clock, autojump_clock
 ):
@@ -388,6 +400,7 @@ async def test_a_version_from_the_future_waits_alone_until_its_time(
     assert bodies(here) == {"a": {"x": 1}, "b": {"x": 1}}
 
 
+@pytest.mark.behaviour("X4")
 async def test_a_peer_whose_clock_is_behind_takes_a_pushed_version_later(
     here, there, clock, autojump_clock
 ):
@@ -401,6 +414,7 @@ async def test_a_peer_whose_clock_is_behind_takes_a_pushed_version_later(
     assert bodies(there) == {"a": {"x": 1}}
 
 
+@pytest.mark.behaviour("P17a")
 @pytest.mark.parametrize("direction", list(Direction))
 @pytest.mark.parametrize("message", range(8))
 async def test_a_document_may_change_at_any_moment(
@@ -431,6 +445,7 @@ async def test_a_document_of_a_megabyte_is_replicated(here, there, direction):
     assert bodies(other) == {"a": {"text": text}}
 
 
+@pytest.mark.behaviour("P7")
 async def test_of_many_quick_edits_the_peer_gets_the_last(here, there, autojump_clock):
     async with linked(here, there, continuous=True, pull=False) as journal:
         for number in range(5_000):

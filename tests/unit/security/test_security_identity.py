@@ -28,6 +28,7 @@ def pem(identity, password=None):
     return key, b"".join(each.public_bytes(Encoding.PEM) for each in identity.certificates)
 
 
+@pytest.mark.behaviour("I1")
 def test_a_new_identity_is_one_certificate_signed_by_itself():
     identity = TLSIdentity.create("till 3", valid_for=timedelta(days=10), now=NOW)
     (certificate,) = identity.certificates
@@ -40,6 +41,7 @@ def test_a_new_identity_is_one_certificate_signed_by_itself():
     assert "private" not in repr(identity)
 
 
+@pytest.mark.behaviour("I6a")
 def test_attributes_and_usages_are_written_into_the_certificate():
     attributes = {"O": "Shop", "C": "DE", "dNSName": "till.example", "iPAddress": "10.0.0.7"}
     identity = TLSIdentity.create("till", attributes=attributes, usages=[Usage.CLIENT_AUTH])
@@ -51,6 +53,7 @@ def test_attributes_and_usages_are_written_into_the_certificate():
     assert list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]
 
 
+@pytest.mark.behaviour("I2")
 @pytest.mark.parametrize(
     ("common_name", "attributes"),
     [("", {}), ("x", {"C": "Germany"}), ("x", {"shoe": "43"}), ("x", {"iPAddress": "home"})],
@@ -60,6 +63,7 @@ def test_attributes_that_no_certificate_can_hold_are_refused(common_name, attrib
         TLSIdentity.create(common_name, attributes=attributes)
 
 
+@pytest.mark.behaviour("I3")
 def test_a_label_keeps_the_identity_until_it_is_deleted():
     store = MemoryKeyStore()
     made = TLSIdentity.create("till", label="mine", key_store=store)
@@ -72,6 +76,7 @@ def test_a_label_keeps_the_identity_until_it_is_deleted():
     assert TLSIdentity.load("mine", store) is None
 
 
+@pytest.mark.behaviour("I4a", "I5")
 @pytest.mark.parametrize("password", [None, b"secret"])
 def test_key_and_chain_pass_through_pem_and_pkcs12(password):
     identity = Authority(NOW).issue("till")

@@ -176,12 +176,14 @@ async def test_any_other_than_the_pinned_certificate_is_refused_with_an_alert():
     assert error.certificates == IDENTITY.certificates
 
 
+@pytest.mark.behaviour("T2b")
 async def test_self_signed_only_refuses_a_certificate_of_an_authority():
     error = await refused(trust=SELF_SIGNED, identity=ISSUED)
     assert "only self-signed certificates are accepted" in str(error)
     assert error.certificates == ISSUED.certificates
 
 
+@pytest.mark.behaviour("T1b")
 async def test_a_self_signed_certificate_is_unknown_to_the_system():
     error = await refused(trust=Trust(), identity=IDENTITY)
     assert "no certificate authority" in str(error)
@@ -196,6 +198,7 @@ async def test_a_root_of_the_system_vouches_for_its_hosts_only(tmp_path, monkeyp
     assert "another host" in str(error)
 
 
+@pytest.mark.behaviour("X3")
 async def test_a_client_that_stalls_does_not_hold_the_server(autojump_clock):
     _ours, theirs = memory_stream_pair()
     started = trio.current_time()

@@ -28,6 +28,7 @@ def refusal(trust, chain, *, now=NOW, openssl_verified=False, host="till.example
     return None
 
 
+@pytest.mark.behaviour("T1a", "T5")
 def test_a_pinned_certificate_is_accepted_wherever_it_stands_in_the_chain():
     leaf, root = ISSUED.certificates
     assert refusal(Trust(pinned=fingerprint(leaf)), [leaf, root]) is None
@@ -35,16 +36,19 @@ def test_a_pinned_certificate_is_accepted_wherever_it_stands_in_the_chain():
     assert refusal(Trust(pinned=fingerprint(leaf), only_self_signed=True), [leaf]) is None
 
 
+@pytest.mark.behaviour("T5")
 def test_any_other_certificate_than_the_pinned_one_is_refused():
     pin = Trust(pinned=fingerprint(OURS.certificates[0]))
     assert "pinned" in refusal(pin, OTHER.certificates, openssl_verified=True)
     assert "no certificate" in refusal(pin, [])
 
 
+@pytest.mark.behaviour("T1a")
 def test_self_signed_only_accepts_any_that_signed_itself():
     assert refusal(Trust(only_self_signed=True), OURS.certificates) is None
 
 
+@pytest.mark.behaviour("T2b", "T6")
 def test_self_signed_only_refuses_one_signed_by_an_authority():
     message = refusal(Trust(only_self_signed=True), ISSUED.certificates, openssl_verified=True)
     assert "only self-signed certificates are accepted" in message
@@ -55,12 +59,14 @@ def test_self_signed_only_refuses_one_that_names_itself_as_issuer_without_having
     assert "only self-signed" in refusal(Trust(only_self_signed=True), forged.certificates[:1])
 
 
+@pytest.mark.behaviour("T4")
 def test_self_signed_only_refuses_one_that_has_expired():
     later = NOW + timedelta(days=366)
     message = refusal(Trust(only_self_signed=True), OURS.certificates, now=later)
     assert "expired" in message
 
 
+@pytest.mark.behaviour("T6")
 def test_without_pins_openssl_and_the_host_name_decide():
     chain = ISSUED.certificates
     assert refusal(Trust(), chain, openssl_verified=True) is None

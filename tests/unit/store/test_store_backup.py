@@ -41,6 +41,7 @@ async def test_a_backup_holds_what_was_there_and_goes_its_own_way(db, notes, tar
     assert await bodies(notes) == {"a": {"n": 3}}
 
 
+@pytest.mark.behaviour("P8")
 async def test_a_backup_takes_an_identity_of_its_own_once(db, target):
     def remember(txn):
         remotes.number(txn, "peer")

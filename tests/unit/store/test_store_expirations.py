@@ -174,6 +174,7 @@ async def test_a_crash_leaves_the_expiration_standing(path, wall, autojump_clock
         assert db.default_collection.expiration("a") == START + DAY
 
 
+@pytest.mark.behaviour("P10")
 async def test_a_due_document_is_offered_to_nobody_before_it_is_purged(notes, wall, autojump_clock):
     for name in ("a", "b", "c"):
         await notes.put(name, {})

@@ -290,6 +290,7 @@ async def test_garbage_in_place_of_frames_ends_the_connection():
 # --- Heartbeat -----------------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("B12b")
 async def test_a_quiet_peer_that_answers_pings_is_kept(autojump_clock):
     async with connected(heartbeat_s=30) as (here, there):
         await trio.sleep(1000)
@@ -297,6 +298,7 @@ async def test_a_quiet_peer_that_answers_pings_is_kept(autojump_clock):
         assert await there.receive() == b"still there"
 
 
+@pytest.mark.behaviour("R18")
 async def test_a_peer_that_does_not_answer_a_ping_is_lost(autojump_clock):
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
@@ -314,6 +316,7 @@ async def test_a_peer_that_does_not_answer_a_ping_is_lost(autojump_clock):
 # --- The server's handshake ------------------------------------------------------------
 
 
+@pytest.mark.behaviour("B10a")
 @pytest.mark.parametrize("offer", [b"a,b", b"a, b"])
 async def test_the_server_sees_the_offer_in_either_spelling(offer):
     seen = []
@@ -341,6 +344,7 @@ async def test_the_server_sees_the_offer_in_either_spelling(offer):
     assert all(value.strip() for value in headers.values())
 
 
+@pytest.mark.behaviour("B11a")
 @pytest.mark.parametrize("status", [401, 403, 404])
 async def test_a_refusal_is_an_http_answer_with_its_reason(status):
     async def decide(request):
@@ -357,6 +361,7 @@ async def test_a_refusal_is_an_http_answer_with_its_reason(status):
     assert error.status == status
 
 
+@pytest.mark.behaviour("W1")
 @pytest.mark.parametrize(
     "request_bytes",
     [
@@ -405,6 +410,7 @@ async def test_a_protocol_that_was_not_offered_cannot_be_accepted():
         await answer_of_server(REQUEST + b"\r\n", decide)
 
 
+@pytest.mark.behaviour("X3")
 @pytest.mark.parametrize("start", [b"", REQUEST])
 async def test_a_client_that_stalls_does_not_hold_the_server(autojump_clock, start):
     started = trio.current_time()
