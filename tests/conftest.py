@@ -1,4 +1,7 @@
-"""How many examples property tests try: HYPOTHESIS_PROFILE is dev (default), ci or nightly."""
+"""How many examples property tests try: HYPOTHESIS_PROFILE is dev (default), ci or nightly.
+
+And no keyring: see below.
+"""
 
 import os
 
@@ -19,3 +22,6 @@ settings.register_profile("nightly", settings.get_profile("ci"), max_examples=2_
 
 DEFAULT = "ci" if os.environ.get("CI") == "true" else "dev"
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", DEFAULT))
+
+# Tests, and the programs they start, leave the keyring of whoever runs them alone.
+os.environ["PYTHON_KEYRING_BACKEND"] = "keyring.backends.fail.Keyring"

@@ -29,6 +29,7 @@ from trio_p2p.errors import (
     DuplicateDatabaseError,
     HandshakeError,
     InvalidDocumentError,
+    KeyStoreError,
     ListenError,
     PeerError,
     PeerUnreachableError,
@@ -68,9 +69,16 @@ from trio_p2p.replicator_configuration import (
     ReplicatorConfiguration,
     ReplicatorType,
 )
-from trio_p2p.security.auth import BasicAuthenticator, ListenerPasswordAuthenticator
-from trio_p2p.security.identity import TLSIdentity
+from trio_p2p.security.auth import (
+    BasicAuthenticator,
+    ClientCertificateAuthenticator,
+    ListenerCertificateAuthenticator,
+    ListenerPasswordAuthenticator,
+)
+from trio_p2p.security.identity import CLIENT_AUTH, SERVER_AUTH, KeyType, TLSIdentity, Usage
+from trio_p2p.security.keyring_store import KeyringKeyStore
 from trio_p2p.security.keystore import FileKeyStore, KeyStore, MemoryKeyStore
+from trio_p2p.security.passwords import same_secret
 from trio_p2p.store.database import (
     Batch,
     Blob,
@@ -116,6 +124,7 @@ __all__ = [
     "DocumentFlags",
     "Direction",
     "BasicAuthenticator",
+    "ClientCertificateAuthenticator",
     # The passive peer
     "open_listener",
     "URLEndpointListener",
@@ -123,10 +132,17 @@ __all__ = [
     "ListenerStatus",
     "ListenerConnection",
     "ListenerPasswordAuthenticator",
+    "ListenerCertificateAuthenticator",
+    "same_secret",
     # Identities
     "TLSIdentity",
+    "KeyType",
+    "Usage",
+    "CLIENT_AUTH",
+    "SERVER_AUTH",
     "KeyStore",
     "FileKeyStore",
+    "KeyringKeyStore",
     "MemoryKeyStore",
     # Conflicts
     "Conflict",
@@ -135,6 +151,7 @@ __all__ = [
     # Errors
     "TrioP2PError",
     "ConfigurationError",
+    "KeyStoreError",
     "StoreError",
     "DatabaseNotFoundError",
     "DatabaseBusyError",

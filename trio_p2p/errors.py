@@ -4,6 +4,7 @@
 
     TrioP2PError
     ├─ ConfigurationError (ValueError)      the combination asked for cannot work: change it
+    │  └─ KeyStoreError                     keys cannot be kept or read: unlock, mend permissions
     ├─ StoreError
     │  ├─ DatabaseNotFoundError             no database at this path
     │  ├─ DatabaseBusyError                 the directory is already open
@@ -65,6 +66,10 @@ class TrioP2PError(Exception):
 
 class ConfigurationError(TrioP2PError, ValueError):
     """The combination of settings cannot work."""
+
+
+class KeyStoreError(ConfigurationError):
+    """The key store cannot be read or written, or would show private keys to others."""
 
 
 class StoreError(TrioP2PError):

@@ -106,16 +106,48 @@ TRANSPORT_WRITE_BYTES: Final = 64 * 1024
 # LiteCore's WebSocketImpl: 15 s to connect, 5 s for the goodbye to be echoed.
 CONNECT_TIMEOUT_S: Final = 15.0
 HANDSHAKE_TIMEOUT_S: Final = 15.0
+# What a peer may send in a TLS handshake; OpenSSL takes 100 KiB of certificates, and such a hello.
+TLS_HANDSHAKE_BYTES_MAX: Final = 256 * 1024
+# Answers that OpenSSL has ready for a peer that asks for new keys (27 bytes each), while we send
+# nothing. Peers that mean well ask once in some gigabytes.
+TLS_ANSWER_BYTES_MAX: Final = 16 * 1024
+# How long, and for how many bytes, a connection is kept after an alert, for the peer to read it.
+LINGER_S: Final = 1.0
+LINGER_BYTES_MAX: Final = 64 * 1024
 # What a server may answer to a handshake: any explanation, and the first messages behind a yes.
 HANDSHAKE_BYTES_MAX: Final = MIB
 CLOSE_TIMEOUT_S: Final = 5.0
 HEARTBEAT_S: Final = 300.0
 PONG_TIMEOUT_S: Final = 20.0
 LISTENER_CONNECTIONS_MAX: Final = 1_000
+# Connections that are not let in yet: some hundred handshakes at once are more than a machine works
+# off in the time one takes, and each may hold a few hundred KiB.
+LISTENER_WAITING_MAX: Final = 256
+# A function of the user's that decides on a client: less than what its whole handshake may take.
+AUTHENTICATOR_TIMEOUT_S: Final = 10.0
+# Wrong passwords: the next attempt from the same address waits 0.1 s, 0.2 s, 0.4 s and so on, as
+# long as the last one is not a minute ago.
+LOGIN_WAIT_S: Final = 0.1
+LOGIN_WAIT_S_MAX: Final = 2.0
+LOGIN_MEMORY_S: Final = 60.0
+# Addresses whose failed attempts are remembered; a hostile network has any number.
+LOGIN_ADDRESSES_MAX: Final = 10_000
+# Argon2id as OWASP's Password Storage Cheat Sheet has it for machines with little memory: some
+# 20 ms a password. Two at a time leave the other cores to the rest of the program.
+ARGON2_MEMORY_KIB: Final = 19 * 1024
+ARGON2_PASSES: Final = 2
+ARGON2_LANES: Final = 1
+PASSWORD_CHECKS_AT_ONCE: Final = 2
+PASSWORD_FILE_BYTES_MAX: Final = 16 * MIB
+USERNAME_CHARACTERS_MAX: Final = 255
 # An anonymous identity is replaced this long before it expires.
 IDENTITY_RENEWAL_DAYS: Final = 30
 # File systems allow names of 255 bytes; a label is a file name there.
 KEY_FILE_NAME_BYTES_MAX: Final = 240
+# The Credential Locker of Windows takes 2,560 bytes, two for each character, and user names of 512
+# characters, to which a piece's tag and number are added.
+KEYRING_PIECE_CHARACTERS_MAX: Final = 1_000
+KEYRING_LABEL_BYTES_MAX: Final = 240
 # How long leaving a replicator's or listener's block may take before it is cut off.
 STOP_TIMEOUT_S: Final = 10.0
 

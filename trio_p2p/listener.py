@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import trio
+from cryptography import x509
 
 from trio_p2p import limits
-from trio_p2p.errors import CallbackError, TrioP2PError
+from trio_p2p.errors import TrioP2PError
 from trio_p2p.listener_configuration import URLEndpointListenerConfiguration
 from trio_p2p.replication.connector import SYNC_PATH
 from trio_p2p.replication.journal import Journal
 from trio_p2p.replication.passive import PassiveSession
 from trio_p2p.replication.profiles.couchbase import SUBPROTOCOL
 from trio_p2p.replication.status import ReplicatorStatistics
-from trio_p2p.security.identity import TLSIdentity, anonymous_identity
-from trio_p2p.security.keystore import default_key_store
-from trio_p2p.security.tls import open_server_tls
-from trio_p2p.transport.base import MessageTransport, open_services
+from trio_p2p.security.anonymous import LISTENER_LABEL, AnonymousIdentity
+from trio_p2p.security.entrance import Entrance, Guest, IdentitySource, Rules
+from trio_p2p.security.identity import TLSIdentity
+from trio_p2p.transport.base import open_services
 from trio_p2p.transport.interfaces import addresses_of, open_listeners, own_addresses, port_of
-from trio_p2p.transport.websocket import Accept, Refuse, UpgradeRequest, open_server_websocket
 
 CLOSE_TRANSIENT = 4001
 """Couchbase Lite's code for "come back": replicators treat it as a passing failure."""
-
-ANONYMOUS_LABEL = "listener"
 
 logger = logging.getLogger(__name__)
 
@@ -45,22 +43,25 @@ class ListenerStatus:
 
 @dataclass(frozen=True, slots=True)
 class ListenerConnection:
-    """One connected peer. `user` is None where no password is asked for."""
+    """One connected peer.
+
+    `user` is None where no password is asked for, `certificate` where no certificate is.
+    """
 
     peer_address: str
     user: str | None
     since: datetime
     active: bool
+    certificate: x509.Certificate | None = None
 
 
 @dataclass(slots=True)
 class _Served:
     """A connection being served."""
 
-    transport: MessageTransport
+    guest: Guest
     session: PassiveSession
     peer_address: str
-    user: str | None
     since: datetime
 
 
@@ -71,8 +72,19 @@ class URLEndpointListener:
         self.configuration = configuration
         self._journal = Journal()
         self._listeners: list[trio.SocketListener] = []
+        self._identities = _identity_source(configuration)
         self._identity: TLSIdentity | None = None
-        self._connected = 0
+        self._entrance = Entrance(
+            Rules(
+                # On a transport of one's own there is no URL, and so no database to name.
+                paths=(f"/{configuration.database.name}{SYNC_PATH}", SYNC_PATH),
+                subprotocols=(SUBPROTOCOL,),
+                authenticator=configuration.authenticator,
+                connections_max=configuration.connections_max,
+                heartbeat_s=configuration.heartbeat,
+                now=self._now,
+            )
+        )
         self._served: dict[int, _Served] = {}
         self._stop_requested = trio.Event()
         self._stopped = trio.Event()
@@ -111,7 +123,9 @@ class URLEndpointListener:
     def connections(self) -> list[ListenerConnection]:
         """The peers that are connected."""
         return [
-            ListenerConnection(s.peer_address, s.user, s.since, s.session.busy)
+            ListenerConnection(
+                s.peer_address, s.guest.user, s.since, s.session.busy, s.guest.certificate
+            )
             for s in self._served.values()
         ]
 
@@ -132,7 +146,9 @@ class URLEndpointListener:
         configuration = self.configuration
         interface = configuration.network_interface
         addresses = [] if interface is None else addresses_of(interface)
-        identity = None if configuration.disable_tls else self._find_identity()
+        identity = None
+        if self._identities is not None:
+            identity = await self._identities.current(self._now())
         self._listeners = await open_listeners(addresses, configuration.port or 0)
         self._identity = identity
         try:
@@ -157,18 +173,25 @@ class URLEndpointListener:
     async def handle(self, stream: trio.abc.Stream, *, peer_address: str = "") -> None:
         """Serve a peer on a connected stream of yours, by WebSocket, until it leaves.
 
-        The stream is closed. What goes wrong is logged and stays with this connection.
-        Cancelling: cuts the connection.
+        There is no TLS on it but what you put there. The stream is closed. What goes wrong is
+        logged and stays with this connection. Cancelling: cuts the connection.
         """
-        self._connected += 1
+        await self._handle(stream, peer_address, None)
+
+    async def _handle(
+        self, stream: trio.abc.Stream, peer_address: str, identities: IdentitySource | None
+    ) -> None:
         try:
-            await self._serve_websocket(stream, peer_address)
+            identity = None
+            if identities is not None:
+                # It may have been renewed since the last connection.
+                identity = self._identity = await identities.current(self._now())
+            await self._serve_guest(stream, peer_address, identity)
         except TrioP2PError as exc:
             logger.info("a connection from %s ended: %s", peer_address or "a peer", exc)
         except Exception:  # The guard around a connection: the others must go on.
             logger.exception("a connection from %s failed", peer_address or "a peer")
         finally:
-            self._connected -= 1
             await trio.aclose_forcefully(stream)
 
     async def _accept(self, connections: trio.Nursery) -> None:
@@ -185,75 +208,49 @@ class URLEndpointListener:
             await trio.aclose_forcefully(stream)
             return
         peer_address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        await self.handle(stream, peer_address=peer_address)
+        await self._handle(stream, peer_address, self._identities)
 
-    async def _serve_websocket(self, stream: trio.abc.Stream, peer_address: str) -> None:
-        if self._identity is not None and isinstance(stream, trio.SocketStream):
-            stream = await open_server_tls(stream, self._identity)
-        user: list[str] = []
-
-        async def decide(request: UpgradeRequest) -> Accept | Refuse:
-            return await self._decide(request, user.append)
-
-        async with open_server_websocket(
-            stream, decide, heartbeat_s=self.configuration.heartbeat
-        ) as transport:
-            await self._serve_session(transport, peer_address, user[0] if user else None)
-
-    async def _serve_session(
-        self, transport: MessageTransport, peer_address: str, user: str | None
+    async def _serve_guest(
+        self, stream: trio.abc.Stream, peer_address: str, identity: TLSIdentity | None
     ) -> None:
-        session = PassiveSession(transport, self.configuration.collections, self._journal)
-        since = datetime.fromtimestamp(self.configuration.database.engine.now_ns() / 10**9, UTC)
-        served = _Served(transport, session, peer_address, user, since)
-        self._served[id(served)] = served
-        try:
-            await session.run()
-        finally:
-            del self._served[id(served)]
-
-    async def _decide(
-        self, request: UpgradeRequest, note_user: Callable[[str], None]
-    ) -> Accept | Refuse:
-        """Whether to let a client in. Who is refused learns no more than it must."""
-        if self._connected > self.configuration.connections_max:
-            return Refuse(503, "too many connections")
-        authenticator = self.configuration.authenticator
-        if authenticator is not None:
+        async with self._entrance.admit(stream, peer_address, identity) as guest:
+            session = PassiveSession(guest.transport, self.configuration.collections, self._journal)
+            served = _Served(guest, session, peer_address, self._now())
+            self._served[id(served)] = served
             try:
-                user = await authenticator.authenticate(request.header("authorization"))
-            except CallbackError:
-                logger.exception("the authenticator failed")
-                return Refuse(500, "the authenticator failed")
-            if user is None:
-                challenge = ("WWW-Authenticate", 'Basic realm="trio_p2p", charset="UTF-8"')
-                return Refuse(401, "wrong user name or password", (challenge,))
-            note_user(user)
-        # On a transport of one's own there is no URL, and so no database to name.
-        if unquote(request.path) not in (
-            f"/{self.configuration.database.name}{SYNC_PATH}",
-            SYNC_PATH,
-        ):
-            return Refuse(404, "there is no such database here")
-        if SUBPROTOCOL not in request.subprotocols:
-            return Refuse(400, f"only {SUBPROTOCOL} is spoken here")
-        return Accept(SUBPROTOCOL)
+                await session.run()
+            finally:
+                del self._served[id(served)]
 
     async def _say_goodbye(self) -> None:
         with trio.move_on_after(limits.CLOSE_TIMEOUT_S):
             async with trio.open_nursery() as nursery:
                 for served in list(self._served.values()):
                     nursery.start_soon(
-                        served.transport.aclose, CLOSE_TRANSIENT, "the listener stops"
+                        served.guest.transport.aclose, CLOSE_TRANSIENT, "the listener stops"
                     )
 
-    def _find_identity(self) -> TLSIdentity:
-        configuration = self.configuration
-        if configuration.tls_identity is not None:
-            return configuration.tls_identity
-        now = datetime.fromtimestamp(configuration.database.engine.now_ns() / 10**9, UTC)
-        key_store = configuration.key_store or default_key_store()
-        return anonymous_identity(ANONYMOUS_LABEL, key_store, now)
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self.configuration.database.engine.now_ns() / 10**9, UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """The identity that the configuration gives, for ever."""
+
+    identity: TLSIdentity
+
+    async def current(self, now: datetime) -> TLSIdentity:
+        await trio.lowlevel.checkpoint()
+        return self.identity
+
+
+def _identity_source(configuration: URLEndpointListenerConfiguration) -> IdentitySource | None:
+    if configuration.disable_tls:
+        return None
+    if configuration.tls_identity is not None:
+        return _Given(configuration.tls_identity)
+    return AnonymousIdentity(LISTENER_LABEL, configuration.key_store)
 
 
 @asynccontextmanager

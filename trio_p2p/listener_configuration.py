@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 from trio_p2p import limits
 from trio_p2p.errors import ConfigurationError
-from trio_p2p.security.auth import ListenerPasswordAuthenticator
+from trio_p2p.security.auth import (
+    ListenerCertificateAuthenticator,
+    ListenerPasswordAuthenticator,
+)
 from trio_p2p.security.identity import TLSIdentity
 from trio_p2p.security.keystore import KeyStore
 from trio_p2p.store.database import Collection, Database
@@ -28,7 +31,7 @@ class URLEndpointListenerConfiguration:
     network_interface: str | None = None
     disable_tls: bool = False
     tls_identity: TLSIdentity | None = None
-    authenticator: ListenerPasswordAuthenticator | None = None
+    authenticator: ListenerPasswordAuthenticator | ListenerCertificateAuthenticator | None = None
     connections_max: int = limits.LISTENER_CONNECTIONS_MAX
     heartbeat: float = limits.HEARTBEAT_S
     key_store: KeyStore | None = None
@@ -42,6 +45,8 @@ class URLEndpointListenerConfiguration:
             raise ConfigurationError("a port is a number from 0 to 65535", port=self.port)
         if self.heartbeat <= 0 or self.connections_max < 1:
             raise ConfigurationError("heartbeat and connections_max are greater than 0")
+        if self.disable_tls and isinstance(self.authenticator, ListenerCertificateAuthenticator):
+            raise ConfigurationError("client certificates need TLS")
 
     @property
     def database(self) -> Database:

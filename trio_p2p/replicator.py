@@ -78,7 +78,7 @@ class Replicator:
 
     @property
     def server_certificate(self) -> x509.Certificate | None:
-        """What the peer presented when last connected, None before and without TLS."""
+        """What the peer presented last, trusted or not; None before, and without TLS."""
         return self._server_certificate
 
     def statistics(self) -> ReplicatorStatistics:
@@ -209,7 +209,6 @@ class Replicator:
         try:
             with trio.CancelScope() as self._attempt_scope:
                 async with self._connect() as connected:
-                    self._server_certificate = connected.server_certificate
                     self._session = self._make_session(connected.transport)
                     await self._session.run()
         except ReplicationError:
@@ -229,6 +228,7 @@ class Replicator:
             headers=configuration.headers,
             heartbeat_s=configuration.heartbeat,
             now=self._now,
+            note_certificate=self._note_certificate,
         )
         if isinstance(configuration.target, str):
             async with open_endpoint(Endpoint.parse(configuration.target), access) as connected:
@@ -278,6 +278,9 @@ class Replicator:
         self._healthy = True
         self._reset_checkpoint = False
         self._may_change_naming = True
+
+    def _note_certificate(self, certificate: x509.Certificate) -> None:
+        self._server_certificate = certificate
 
     def _note_progress(self) -> None:
         if not self._progress_changed:

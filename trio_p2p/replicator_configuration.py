@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -15,8 +16,8 @@ from trio_p2p.ids import document_id
 from trio_p2p.model.conflict import ConflictResolver, default_conflict_resolver
 from trio_p2p.replication.connector import Endpoint
 from trio_p2p.replication.session import CollectionPlan
-from trio_p2p.security.auth import BasicAuthenticator
-from trio_p2p.security.trust import Trust, parse_pinned
+from trio_p2p.security.auth import BasicAuthenticator, ClientCertificateAuthenticator
+from trio_p2p.security.trust import Roots, Trust, parse_pinned, parse_roots
 from trio_p2p.store.database import Collection, Database
 from trio_p2p.transport.base import MessageTransport
 
@@ -41,6 +42,9 @@ class CollectionConfiguration:
     conflict_resolver: ConflictResolver | None = None
 
 
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"(?:\S(?:[^\x00-\x1f\x7f]*\S)?)?")
+
 Target = str | Callable[[], Awaitable[MessageTransport | trio.abc.Stream]]
 
 
@@ -50,10 +54,14 @@ class ReplicatorConfiguration:
 
     `target` is `ws://host:port/database` or `wss://…`, or an async function that returns a
     connected stream (spoken to by WebSocket) or message transport; then `target_id` may name the
-    peer where it does not name itself. `collections` are of one database. `heartbeat` is the
-    silence in seconds before a ping, `max_attempts` counts connection attempts in a row (None: 10
-    one-shot, unlimited continuous), `max_attempt_wait` is the longest pause between them in
-    seconds.
+    peer where it does not name itself. `collections` are of one database. Whom to trust:
+    `pinned_server_certificate` (PEM, DER, an object, or a SHA-256 in hex) must be in the chain of
+    the server, which counts before anything else; or any certificate that signed itself, or those
+    that lead to `trusted_root_certificates` (PEM, DER or objects) and name the host, or to the
+    system's. `authenticator` is what to show to the server once it is trusted, `headers` go with
+    it. `heartbeat` is the silence in seconds before a ping, `max_attempts` counts connection
+    attempts in a row (None: 10 one-shot, unlimited continuous), `max_attempt_wait` is the longest
+    pause between them in seconds.
     """
 
     target: Target
@@ -61,10 +69,11 @@ class ReplicatorConfiguration:
     target_id: str | None = None
     replicator_type: ReplicatorType = ReplicatorType.PUSH_AND_PULL
     continuous: bool = False
-    authenticator: BasicAuthenticator | None = None
+    authenticator: BasicAuthenticator | ClientCertificateAuthenticator | None = None
     pinned_server_certificate: str | bytes | x509.Certificate | None = None
     accept_only_self_signed_server_certificate: bool = False
-    headers: Mapping[str, str] = field(default_factory=dict)
+    trusted_root_certificates: Roots | None = None
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     heartbeat: float = limits.HEARTBEAT_S
     max_attempts: int | None = None
     max_attempt_wait: float = limits.ATTEMPT_WAIT_S_MAX
@@ -83,8 +92,22 @@ class ReplicatorConfiguration:
             raise ConfigurationError("heartbeat and max_attempt_wait are greater than 0")
         if self.max_attempts is not None and self.max_attempts < 1:
             raise ConfigurationError("max_attempts is 1 or more, or None")
+        self._check_security()
         self.trust()
         self.plans()
+
+    def _check_security(self) -> None:
+        if self.accept_only_self_signed_server_certificate and self.trusted_root_certificates:
+            raise ConfigurationError("trust either roots or self-signed certificates, not both")
+        if isinstance(self.target, str) and not Endpoint.parse(self.target).secure:
+            if self.pinned_server_certificate or self.trusted_root_certificates:
+                raise ConfigurationError("a ws:// URL has no certificate to trust: use wss://")
+            if isinstance(self.authenticator, ClientCertificateAuthenticator):
+                raise ConfigurationError("client certificates need TLS: use wss://")
+        for name, value in self.headers.items():
+            # The value may be a secret, so no error repeats it.
+            if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
+                raise ConfigurationError("HTTP forbids such a header", name=name)
 
     @property
     def database(self) -> Database:
@@ -93,10 +116,11 @@ class ReplicatorConfiguration:
 
     def trust(self) -> Trust:
         """Which certificates of the server to accept."""
-        pinned = self.pinned_server_certificate
+        pinned, roots = self.pinned_server_certificate, self.trusted_root_certificates
         return Trust(
             pinned=None if pinned is None else parse_pinned(pinned),
             only_self_signed=self.accept_only_self_signed_server_certificate,
+            roots=None if roots is None else parse_roots(roots),
         )
 
     def plans(self) -> tuple[CollectionPlan, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from pathlib import Path
 
 import click
@@ -19,6 +18,7 @@ from trio_p2p import (
     limits,
     open_database,
     open_listener,
+    same_secret,
 )
 from trio_p2p.cli.console import emit, tell
 from trio_p2p.cli.options import (
@@ -78,9 +78,9 @@ def listen(
 
 def _authenticator(user: Credentials) -> ListenerPasswordAuthenticator:
     def is_user(name: str, password: str) -> bool:
-        # Both are compared whole, so that the time taken tells nothing of where they differ.
-        named = hmac.compare_digest(name.encode(), user.name.encode())
-        return hmac.compare_digest(password.encode(), user.password.encode()) and named
+        # Both are compared, so that the time taken tells nothing of which differs.
+        named = same_secret(name, user.name)
+        return same_secret(password, user.password) and named
 
     return ListenerPasswordAuthenticator(is_user)
 

@@ -6,7 +6,7 @@ import re
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from urllib.parse import urlsplit
 
@@ -14,10 +14,18 @@ import trio
 from cryptography import x509
 
 from trio_p2p import limits
-from trio_p2p.errors import ConfigurationError, ConnectError, PeerUnreachableError
+from trio_p2p.errors import (
+    ConfigurationError,
+    ConnectError,
+    ConnectionLostError,
+    HandshakeError,
+    PeerUnreachableError,
+    TrustError,
+)
 from trio_p2p.replication.profiles.couchbase import SUBPROTOCOL
-from trio_p2p.security.auth import BasicAuthenticator
-from trio_p2p.security.tls import open_client_tls
+from trio_p2p.security.auth import BasicAuthenticator, ClientCertificateAuthenticator
+from trio_p2p.security.tls import open_client_tls, refusal
+from trio_p2p.security.tls_stream import TLSStream
 from trio_p2p.security.trust import Trust
 from trio_p2p.transport.base import MessageTransport
 from trio_p2p.transport.websocket import open_client_websocket
@@ -87,18 +95,19 @@ class Access:
     """How to connect: whom to trust, and as whom to appear."""
 
     trust: Trust
-    authenticator: BasicAuthenticator | None = None
-    headers: Mapping[str, str]
+    authenticator: BasicAuthenticator | ClientCertificateAuthenticator | None = None
+    headers: Mapping[str, str] = field(repr=False)
     heartbeat_s: float
     now: Callable[[], datetime]
+    note_certificate: Callable[[x509.Certificate], None] = lambda certificate: None
+    """Told what the peer presented, whether or not it is trusted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """A transport to the peer, and the certificate it presented (None without TLS)."""
+    """A transport to the peer."""
 
     transport: MessageTransport
-    server_certificate: x509.Certificate | None = None
 
 
 @asynccontextmanager
@@ -106,22 +115,42 @@ async def open_endpoint(endpoint: Endpoint, access: Access) -> AsyncIterator[Con
     """Connect; leaving the block ends the connection.
 
     Raises: PeerUnreachableError, ConnectError, TrustError, AuthError, HandshakeError,
-    ConnectionLostError.
+    ConnectionLostError; ConfigurationError if our own certificate cannot be found or made.
     Cancelling: safe.
     """
     stream: trio.abc.Stream = await _open_tcp(endpoint)
-    certificate = None
+    tls: TLSStream | None = None
+    is_open = False
     try:
         if endpoint.secure:
-            tls = await open_client_tls(
-                stream, host=endpoint.host, trust=access.trust, now=access.now()
-            )
-            certificate = tls.peer_certificates[0]
-            stream = tls
+            stream = tls = await _open_tls(stream, endpoint, access)
         async with open_websocket(stream, endpoint, access) as transport:
-            yield Connected(transport, certificate)
+            is_open = True
+            yield Connected(transport)
+    except (ConnectionLostError, HandshakeError) as exc:
+        refused = None if tls is None or is_open else refusal(tls)
+        if refused is not None:
+            raise refused from exc
+        raise
     finally:
         await trio.aclose_forcefully(stream)
+
+
+async def _open_tls(stream: trio.abc.Stream, endpoint: Endpoint, access: Access) -> TLSStream:
+    now = access.now()
+    identity = None
+    try:
+        if isinstance(access.authenticator, ClientCertificateAuthenticator):
+            identity = await access.authenticator.identity(now)
+        tls = await open_client_tls(
+            stream, host=endpoint.host, trust=access.trust, now=now, identity=identity
+        )
+    except TrustError as exc:
+        if exc.certificates:
+            access.note_certificate(exc.certificates[0])
+        raise
+    access.note_certificate(tls.peer_certificates[0])
+    return tls
 
 
 @asynccontextmanager
@@ -130,7 +159,7 @@ async def open_websocket(
 ) -> AsyncIterator[MessageTransport]:
     """Speak WebSocket on a connected stream, which is closed when the block is left."""
     headers = list(access.headers.items())
-    if access.authenticator is not None:
+    if isinstance(access.authenticator, BasicAuthenticator):
         headers.append(access.authenticator.header())
     async with open_client_websocket(
         stream,

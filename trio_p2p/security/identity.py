@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     NoEncryption,
@@ -20,21 +20,26 @@ from cryptography.hazmat.primitives.serialization import (
     pkcs12,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from OpenSSL import SSL
 
-from trio_p2p import limits
 from trio_p2p.errors import ConfigurationError
 from trio_p2p.security import trust
 from trio_p2p.security.keystore import KeyStore, default_key_store
 
-ANONYMOUS_NAME = "trio-p2p anonymous"
-
 # A peer's clock may be behind ours; it would refuse a certificate from its future.
 CLOCK_TOLERANCE = timedelta(days=1)
+RSA_EXPONENT = 65_537
 
+# Couchbase Lite's names of a subject's attributes.
 _SUBJECT_ATTRIBUTES = {
+    "pseudonym": NameOID.PSEUDONYM,
+    "GN": NameOID.GIVEN_NAME,
+    "SN": NameOID.SURNAME,
     "O": NameOID.ORGANIZATION_NAME,
     "OU": NameOID.ORGANIZATIONAL_UNIT_NAME,
+    "postalAddress": NameOID.POSTAL_ADDRESS,
     "L": NameOID.LOCALITY_NAME,
+    "postalCode": NameOID.POSTAL_CODE,
     "ST": NameOID.STATE_OR_PROVINCE_NAME,
     "C": NameOID.COUNTRY_NAME,
 }
@@ -45,6 +50,18 @@ class Usage(enum.Enum):
 
     CLIENT_AUTH = ExtendedKeyUsageOID.CLIENT_AUTH
     SERVER_AUTH = ExtendedKeyUsageOID.SERVER_AUTH
+
+
+CLIENT_AUTH = Usage.CLIENT_AUTH
+SERVER_AUTH = Usage.SERVER_AUTH
+
+
+class KeyType(enum.Enum):
+    """What kind of key to make. ECDSA is fast; RSA is for peers that know nothing newer."""
+
+    ECDSA_P256 = "ECDSA P-256"
+    RSA_2048 = "RSA 2048"
+    RSA_3072 = "RSA 3072"
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,43 +77,51 @@ class TLSIdentity:
         common_name: str,
         *,
         attributes: Mapping[str, str] | None = None,
-        usages: Collection[Usage] = (Usage.CLIENT_AUTH, Usage.SERVER_AUTH),
+        usages: Collection[Usage] = (CLIENT_AUTH, SERVER_AUTH),
         valid_for: timedelta = timedelta(days=365),
+        key_type: KeyType = KeyType.ECDSA_P256,
         label: str | None = None,
         key_store: KeyStore | None = None,
         now: datetime | None = None,
     ) -> Self:
-        """Make a key (ECDSA P-256) and a certificate that it signs itself, valid from now.
+        """Make a key and a certificate that it signs itself, valid from now.
 
-        `attributes` are `O`, `OU`, `L`, `ST`, `C` of the subject, and `dNSName` and `iPAddress`
-        for peers that compare host names. None is made up: peers trust such a certificate because
-        they know it, and devices change their addresses. With a label the identity is kept in the
-        key store. Raises: ConfigurationError, also if the label is taken.
+        `attributes` are `pseudonym`, `GN`, `SN`, `O`, `OU`, `postalAddress`, `L`, `postalCode`,
+        `ST` and `C` of the subject, and the alternative names `dNSName`, `iPAddress` (of both
+        several, separated by commas), `rfc822Name` and `URI`. Peers that compare host names want
+        `dNSName` or `iPAddress`. None is made up: peers trust such a certificate because they know
+        it, and devices change their addresses. With a label the identity is kept in the key store.
+
+        Raises: ConfigurationError, also if the label is taken; KeyStoreError.
         """
         if label is not None:
             key_store = key_store or default_key_store()
             if key_store.load(label) is not None:
-                raise ConfigurationError("an identity of this label exists already", label=label)
-        key = ec.generate_private_key(ec.SECP256R1())
-        try:
-            builder = _certificate_builder(common_name, attributes or {}, usages)
-        except ValueError as exc:
-            raise ConfigurationError(f"not a certificate's attributes: {exc}") from exc
+                raise _label_is_taken(label)
+        key = _make_key(key_type)
         start = now or datetime.now(UTC)
-        certificate = (
-            builder.public_key(key.public_key())
-            .not_valid_before(start - CLOCK_TOLERANCE)
-            .not_valid_after(start + valid_for)
-            .sign(key, hashes.SHA256())
-        )
+        try:
+            if valid_for <= timedelta(0):
+                raise ValueError("valid_for is longer than nothing")
+            certificate = (
+                _certificate_builder(common_name, attributes or {}, usages)
+                .public_key(key.public_key())
+                .not_valid_before(start - CLOCK_TOLERANCE)
+                .not_valid_after(start + valid_for)
+                .sign(key, hashes.SHA256())
+            )
+        except (ValueError, OverflowError) as exc:
+            raise ConfigurationError(f"not what a certificate can tell: {exc}") from exc
         identity = cls((certificate,), key)
-        if label is not None and key_store is not None:
-            key_store.save(label, identity.to_pkcs12())
+        if label is None or key_store is None:
+            return identity
+        if not key_store.add(label, identity.to_pkcs12()):
+            raise _label_is_taken(label)
         return identity
 
     @classmethod
     def from_pem(cls, key: bytes, certificates: bytes, password: bytes | None = None) -> Self:
-        """Read a key and a chain (leaf first) from PEM. Raises: ConfigurationError."""
+        """Read a key and its chain from PEM. Raises: ConfigurationError."""
         try:
             private_key = load_pem_private_key(key, password)
             chain = x509.load_pem_x509_certificates(certificates)
@@ -106,24 +131,31 @@ class TLSIdentity:
 
     @classmethod
     def from_pkcs12(cls, data: bytes, password: bytes | None = None) -> Self:
-        """Read a key and a chain from PKCS#12. Raises: ConfigurationError."""
+        """Read a key and its chain from PKCS#12. Raises: ConfigurationError."""
         try:
             key, leaf, others = pkcs12.load_key_and_certificates(data, password)
         except (ValueError, UnsupportedAlgorithm) as exc:
             raise ConfigurationError(f"not PKCS#12, or another password's: {exc}") from exc
-        if leaf is None:
-            raise ConfigurationError("there is no certificate in this PKCS#12 data")
-        return cls._checked(key, [leaf, *others])
+        return cls._checked(key, [*([leaf] if leaf else []), *others])
 
     @classmethod
-    def _checked(cls, key: Any, chain: list[x509.Certificate]) -> Self:
-        if key is None or key.public_key() != chain[0].public_key():
-            raise ConfigurationError("the private key is not that of the first certificate")
-        return cls(tuple(chain), key)
+    def _checked(cls, key: Any, certificates: Sequence[x509.Certificate]) -> Self:
+        """The identity of a key and certificates in any order. Raises: ConfigurationError."""
+        if key is None:
+            raise ConfigurationError("there is no private key")
+        leaves = [each for each in certificates if each.public_key() == key.public_key()]
+        if not leaves:
+            raise ConfigurationError("none of the certificates is the private key's")
+        identity = cls(_ordered(leaves[0], certificates), key)
+        identity.install(SSL.Context(SSL.TLS_METHOD))
+        return identity
 
     @classmethod
     def load(cls, label: str, key_store: KeyStore | None = None) -> Self | None:
-        """The identity kept under this label, or None. Raises: ConfigurationError if damaged."""
+        """The identity kept under this label, or None.
+
+        Raises: ConfigurationError if it is damaged; KeyStoreError.
+        """
         data = (key_store or default_key_store()).load(label)
         return None if data is None else cls.from_pkcs12(data)
 
@@ -155,19 +187,50 @@ class TLSIdentity:
             None, self.private_key, leaf, others, encryption
         )
 
+    def install(self, context: SSL.Context) -> None:
+        """Make this the identity of a TLS context. Raises: ConfigurationError if OpenSSL will not.
 
-def anonymous_identity(label: str, key_store: KeyStore, now: datetime) -> TLSIdentity:
-    """The identity kept under this label for those who have no other; made if there is none.
+        It refuses what would protect nobody: an RSA key of 1,024 bits, a signature with SHA-1.
+        """
+        leaf, *others = self.certificates
+        try:
+            context.use_certificate(leaf)
+            for certificate in others:
+                context.add_extra_chain_cert(certificate)
+            context.use_privatekey(self.private_key)
+        except (SSL.Error, TypeError) as exc:
+            raise ConfigurationError(f"not an identity for TLS: {exc}") from exc
 
-    It encrypts, and is recognised from one time to the next. It is replaced IDENTITY_RENEWAL_DAYS
-    before it expires. Raises: ConfigurationError if what is kept is damaged.
-    """
-    kept = TLSIdentity.load(label, key_store)
-    if kept is not None:
-        if kept.expiration - now > timedelta(days=limits.IDENTITY_RENEWAL_DAYS):
-            return kept
-        key_store.delete(label)
-    return TLSIdentity.create(ANONYMOUS_NAME, label=label, key_store=key_store, now=now)
+
+def _label_is_taken(label: str) -> ConfigurationError:
+    return ConfigurationError("an identity of this label exists already", label=label)
+
+
+def _ordered(
+    leaf: x509.Certificate, certificates: Sequence[x509.Certificate]
+) -> tuple[x509.Certificate, ...]:
+    """The leaf, then who signed it, and so on; then the others, in the order they had."""
+    others = [each for each in certificates if each != leaf]
+    chain = [leaf]
+    while issuer := next((each for each in others if _signed(each, chain[-1])), None):
+        others.remove(issuer)
+        chain.append(issuer)
+    return (*chain, *others)
+
+
+def _signed(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (InvalidSignature, *trust.UNREADABLE):
+        return False
+    return True
+
+
+def _make_key(key_type: KeyType) -> ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey:
+    if key_type is KeyType.ECDSA_P256:
+        return ec.generate_private_key(ec.SECP256R1())
+    bits = 2048 if key_type is KeyType.RSA_2048 else 3072
+    return rsa.generate_private_key(RSA_EXPONENT, bits)
 
 
 def _certificate_builder(
@@ -177,22 +240,38 @@ def _certificate_builder(
     names: list[x509.GeneralName] = []
     subject = [x509.NameAttribute(NameOID.COMMON_NAME, common_name)]
     for name, value in attributes.items():
-        if name == "dNSName":
-            names.append(x509.DNSName(value))
-        elif name == "iPAddress":
-            names.append(x509.IPAddress(ipaddress.ip_address(value)))
-        elif name in _SUBJECT_ATTRIBUTES:
+        if name in _SUBJECT_ATTRIBUTES:
             subject.append(x509.NameAttribute(_SUBJECT_ATTRIBUTES[name], value))
+        elif name in ("dNSName", "iPAddress"):
+            names += [_general_name(name, part.strip()) for part in value.split(",")]
         else:
-            raise ValueError(f"unknown attribute {name!r}")
+            names.append(_general_name(name, value))
+    if not usages:
+        raise ValueError("a certificate is for one usage or more")
     builder = (
         x509.CertificateBuilder()
         .subject_name(x509.Name(subject))
         .issuer_name(x509.Name(subject))
         .serial_number(x509.random_serial_number())
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([usage.value for usage in usages]), critical=False)
+        .add_extension(
+            x509.ExtendedKeyUsage([each.value for each in Usage if each in usages]), critical=False
+        )
     )
     if names:
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     return builder
+
+
+def _general_name(kind: str, value: str) -> x509.GeneralName:
+    match kind:
+        case "dNSName":
+            return x509.DNSName(value)
+        case "iPAddress":
+            return x509.IPAddress(ipaddress.ip_address(value))
+        case "rfc822Name":
+            return x509.RFC822Name(value)
+        case "URI":
+            return x509.UniformResourceIdentifier(value)
+        case _:
+            raise ValueError(f"unknown attribute {kind!r}")

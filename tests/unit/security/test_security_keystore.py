@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_p2p.errors import ConfigurationError
+from trio_p2p.errors import ConfigurationError, KeyStoreError
 from trio_p2p.security.identity import TLSIdentity
 from trio_p2p.security.keystore import FileKeyStore, MemoryKeyStore, default_key_store
 
@@ -43,6 +43,13 @@ def test_saving_again_replaces(store):
     assert store.labels() == ("till",)
 
 
+def test_only_the_first_of_a_label_is_added(store):
+    assert store.add("till", DATA)
+    assert not store.add("till", TLSIdentity.create("other").to_pkcs12())
+    loaded = TLSIdentity.from_pkcs12(store.load("till"))
+    assert loaded.certificates == IDENTITY.certificates
+
+
 def test_labels_of_any_characters_are_kept_apart(store):
     labels = ["a", "A", "a b", "a%20b", "../a", ".", "ä", "a.p12"]
     for label in labels:
@@ -59,21 +66,62 @@ def test_files_and_directory_are_for_their_owner_only(tmp_path):
 
 
 def test_files_with_a_password_cannot_be_read_without_it(tmp_path):
-    FileKeyStore(tmp_path, b"secret").save("till", DATA)
+    keys = tmp_path / "keys"
+    FileKeyStore(keys, "secret").save("till", DATA)
+    assert (
+        IDENTITY.certificates
+        == TLSIdentity.load("till", FileKeyStore(keys, b"secret")).certificates
+    )
     with pytest.raises(ConfigurationError):
-        FileKeyStore(tmp_path, b"other").load("till")
+        FileKeyStore(keys, b"other").load("till")
     with pytest.raises(ConfigurationError):
-        TLSIdentity.load("till", FileKeyStore(tmp_path))
+        TLSIdentity.load("till", FileKeyStore(keys))
 
 
 def test_a_save_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(*args):
         raise OSError("disk full")
 
+    store = FileKeyStore(tmp_path / "keys")
+    store.save("other", DATA)
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        FileKeyStore(tmp_path).save("till", DATA)
-    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(os, "link", fail)
+    with pytest.raises(KeyStoreError, match="disk full"):
+        store.save("till", DATA)
+    with pytest.raises(KeyStoreError, match="disk full"):
+        store.add("till", DATA)
+    assert [path.name for path in (tmp_path / "keys").iterdir()] == ["other.p12"]
+
+
+def test_keys_that_others_can_read_or_replace_are_refused(tmp_path):
+    store = FileKeyStore(tmp_path / "keys")
+    store.save("till", DATA)
+    file = tmp_path / "keys" / "till.p12"
+    for path, mode in ((file, 0o640), (file, 0o604), (tmp_path / "keys", 0o750)):
+        before = stat.S_IMODE(path.stat().st_mode)
+        path.chmod(mode)
+        with pytest.raises(KeyStoreError, match="chmod"):
+            store.load("till")
+        path.chmod(before)
+    assert store.load("till") == DATA
+    (tmp_path / "keys").chmod(0o770)
+    with pytest.raises(KeyStoreError, match="chmod"):
+        store.save("other", DATA)
+
+
+def test_keys_of_another_user_are_refused(tmp_path, monkeypatch):
+    store = FileKeyStore(tmp_path / "keys")
+    store.save("till", DATA)
+    monkeypatch.setattr("trio_p2p.security.keystore._ROOT", -1)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(KeyStoreError, match="another user"):
+        store.load("till")
+
+
+def test_a_directory_that_is_none_is_told(tmp_path):
+    (tmp_path / "keys").write_text("a file")
+    with pytest.raises(KeyStoreError):
+        FileKeyStore(tmp_path / "keys").save("till", DATA)
 
 
 @pytest.mark.parametrize("label", ["", "x" * 1000])
@@ -89,7 +137,7 @@ def test_file_names_are_safe_on_every_file_system(label):
     assert set(path.stem) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-%")
 
 
-def test_the_default_store_lies_in_the_data_directory_of_the_user(tmp_path, monkeypatch):
+def test_without_a_keyring_the_default_store_is_files_of_the_user(tmp_path, monkeypatch):
     monkeypatch.setattr("platformdirs.user_data_path", lambda *args, **options: tmp_path)
     default_key_store().save("till", DATA)
     assert FileKeyStore(tmp_path / "keys").labels() == ("till",)

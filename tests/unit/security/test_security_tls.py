@@ -1,38 +1,86 @@
 """TLS over in-memory streams, and once over a socket."""
 
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import trio
-from certificates import Authority
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 from trio.testing import check_two_way_stream, memory_stream_pair, wait_all_tasks_blocked
 
 from trio_p2p import limits
-from trio_p2p.errors import ConnectionLostError, HandshakeError, PeerUnreachableError, TrustError
-from trio_p2p.security.identity import TLSIdentity
-from trio_p2p.security.tls import TLSStream, open_client_tls, open_server_tls
-from trio_p2p.security.trust import Trust, fingerprint
+from trio_p2p.errors import (
+    AuthError,
+    ConnectionLostError,
+    HandshakeError,
+    PeerUnreachableError,
+    TrustError,
+)
+from trio_p2p.security.identity import CLIENT_AUTH, SERVER_AUTH, TLSIdentity
+from trio_p2p.security.tls import open_client_tls, open_server_tls, refusal
+from trio_p2p.security.tls_stream import TLSStream
+from trio_p2p.security.trust import ClientTrust, Trust, fingerprint
+from trio_p2p.testing.certificates import Authority
 from trio_p2p.transport.websocket import Accept, open_client_websocket, open_server_websocket
 
 NOW = datetime.now(UTC)
 IDENTITY = TLSIdentity.create("till", now=NOW)
-ISSUED = Authority(NOW).issue("till", dns="till.example")
+AUTHORITY = Authority(NOW)
+ISSUED = AUTHORITY.issue("till", dns=["till.example"])
 SELF_SIGNED = Trust(only_self_signed=True)
 
 
-async def connect(ours, theirs, *, trust=SELF_SIGNED, identity=IDENTITY, host="till.example"):
-    """Client and server of a handshake over two joined streams."""
+async def connect(
+    ours,
+    theirs,
+    *,
+    trust=SELF_SIGNED,
+    identity=IDENTITY,
+    host="till.example",
+    shown=None,
+    clients=None,
+    now=NOW,
+):
+    """Client and server of a handshake over two joined streams.
+
+    `shown` is the client's identity, `clients` which ones the server accepts.
+    """
     ends = {}
 
     async def serve():
-        ends["server"] = await open_server_tls(theirs, identity)
+        ends["server"] = await open_server_tls(theirs, identity, clients=clients, now=now)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
-        ends["client"] = await open_client_tls(ours, host=host, trust=trust, now=NOW)
+        ends["client"] = await open_client_tls(
+            ours, host=host, trust=trust, now=now, identity=shown
+        )
     return ends["client"], ends["server"]
+
+
+async def alert_for(shown, clients):
+    """The alert by which a server refuses a client's certificate, after the client's handshake."""
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def serve():
+            with pytest.raises(HandshakeError, match="handshake failed"):
+                await open_server_tls(theirs, IDENTITY, clients=clients, now=NOW)
+
+        client = await open_client_tls(
+            ours, host="till.example", trust=SELF_SIGNED, now=NOW, identity=shown
+        )
+        # What a client of TLS 1.3 sends before it can know does not keep it from reading the alert.
+        await client.send_all(b"request")
+        with pytest.raises(trio.BrokenResourceError):
+            await client.receive_some()
+        await client.aclose()
+    error = refusal(client)
+    assert isinstance(error, AuthError)
+    assert not error.retryable
+    return client.alert
 
 
 def socket_stream_pair():
@@ -198,6 +246,228 @@ async def test_a_root_of_the_system_vouches_for_its_hosts_only(tmp_path, monkeyp
     assert "another host" in str(error)
 
 
+async def test_roots_of_ones_own_take_the_place_of_the_systems():
+    roots = Trust(roots=(ISSUED.certificates[1],))
+    await connect(*memory_stream_pair(), trust=roots, identity=ISSUED)
+    error = await refused(trust=roots, identity=ISSUED, host="other.example")
+    assert "another host" in str(error)
+    error = await refused(trust=roots, identity=IDENTITY)
+    assert "no certificate authority" in str(error)
+    error = await refused(trust=Trust(roots=IDENTITY.certificates), identity=ISSUED)
+    assert "no certificate authority" in str(error)
+
+
+async def test_a_self_signed_certificate_given_as_root_vouches_for_itself():
+    named = TLSIdentity.create("till", attributes={"dNSName": "till.example"}, now=NOW)
+    await connect(*memory_stream_pair(), trust=Trust(roots=named.certificates), identity=named)
+
+
+async def test_an_intermediate_authority_given_as_root_is_enough():
+    below = Authority(NOW, common_name="below", issuer=AUTHORITY)
+    identity = below.issue("till", dns=["till.example"])
+    trust = Trust(roots=(below.certificate,))
+    await connect(*memory_stream_pair(), trust=trust, identity=identity)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"ends": NOW - timedelta(hours=1)}, "expired"),
+        ({"starts": NOW + timedelta(hours=1)}, "not valid yet"),
+        ({"usages": [CLIENT_AUTH]}, "another use"),
+    ],
+)
+async def test_roots_do_not_make_up_for_a_bad_certificate(settings, words):
+    identity = AUTHORITY.issue("till", dns=["till.example"], **settings)
+    error = await refused(trust=Trust(roots=(AUTHORITY.certificate,)), identity=identity)
+    assert words in str(error)
+
+
+async def test_an_authority_that_may_not_sign_is_none():
+    powerless = Authority(NOW, common_name="powerless", issuer=AUTHORITY, may_sign=False)
+    identity = powerless.issue("till", dns=["till.example"])
+    error = await refused(trust=Trust(roots=(AUTHORITY.certificate,)), identity=identity)
+    assert "may not sign" in str(error)
+
+
+async def test_the_time_that_counts_is_the_one_given():
+    """Databases have a clock of their own, which tests set."""
+    identity = AUTHORITY.issue("till", dns=["till.example"])
+    trust = Trust(roots=(AUTHORITY.certificate,))
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def serve():
+            with pytest.raises(HandshakeError):
+                await open_server_tls(theirs, identity)
+
+        with pytest.raises(TrustError, match="expired"):
+            await open_client_tls(
+                ours, host="till.example", trust=trust, now=NOW + timedelta(days=99)
+            )
+
+
+# --- Client certificates -------------------------------------------------------------------------
+
+
+async def test_a_client_is_asked_for_a_certificate_only_where_one_is_wanted():
+    ends = await connect(*memory_stream_pair(), shown=ISSUED)
+    assert ends[1].peer_certificates == ()
+    ends = await connect(*memory_stream_pair(), shown=ISSUED, clients=ClientTrust())
+    assert ends[1].peer_certificates == ISSUED.certificates
+
+
+async def test_roots_admit_those_they_vouch_for_and_themselves():
+    by_root = ClientTrust((AUTHORITY.certificate,))
+    client = AUTHORITY.issue("client", usages=[CLIENT_AUTH])
+    ends = await connect(*memory_stream_pair(), shown=client, clients=by_root)
+    assert ends[1].peer_certificates == client.certificates
+    ends = await connect(
+        *memory_stream_pair(), shown=IDENTITY, clients=ClientTrust(IDENTITY.certificates)
+    )
+    assert ends[1].peer_certificates == IDENTITY.certificates
+
+
+@pytest.mark.parametrize(
+    ("shown", "alert"),
+    [
+        (None, "certificate required"),
+        (IDENTITY, "unknown ca"),
+        (AUTHORITY.issue("old", ends=NOW - timedelta(hours=1)), "certificate expired"),
+        (AUTHORITY.issue("early", starts=NOW + timedelta(hours=1)), "bad certificate"),
+        (AUTHORITY.issue("server", usages=[SERVER_AUTH]), "unsupported certificate"),
+    ],
+)
+async def test_a_client_that_is_refused_learns_why(shown, alert):
+    assert await alert_for(shown, ClientTrust((AUTHORITY.certificate,))) == alert
+
+
+async def test_any_certificate_will_do_where_somebody_else_decides():
+    old = AUTHORITY.issue("old", ends=NOW - timedelta(hours=1), usages=[SERVER_AUTH])
+    ends = await connect(*memory_stream_pair(), shown=old, clients=ClientTrust())
+    assert ends[1].peer_certificates == old.certificates
+    assert await alert_for(None, ClientTrust()) == "certificate required"
+
+
+async def test_a_client_shows_nothing_to_a_server_it_does_not_trust():
+    ours, theirs = memory_stream_pair()
+    sent = bytearray()
+    deliver = ours.send_stream.send_all_hook
+
+    async def note():
+        sent.extend(ours.send_stream._outgoing._data)
+        await deliver()
+
+    ours.send_stream.send_all_hook = note
+    seen = []
+
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def serve():
+            context = SSL.Context(SSL.TLS_METHOD)
+            context.set_max_proto_version(SSL.TLS1_2_VERSION)  # Nothing is hidden from us in it.
+            IDENTITY.install(context)
+            context.set_verify(SSL.VERIFY_PEER, lambda *args: seen.append(args) or True)
+            connection = SSL.Connection(context)
+            connection.set_accept_state()
+            with pytest.raises(SSL.Error):
+                await TLSStream(theirs, connection).handshake()
+
+        with pytest.raises(TrustError):
+            await open_client_tls(
+                ours, host="till.example", trust=Trust(), now=NOW, identity=ISSUED
+            )
+    assert seen == []
+    assert ISSUED.certificates[0].public_bytes(Encoding.DER) not in sent
+
+
+# --- Limits --------------------------------------------------------------------------------------
+
+
+async def test_a_handshake_that_does_not_end_is_cut_off():
+    ours, theirs = memory_stream_pair()
+    # Records of a handshake message that claims to have 16 MiB.
+    record = b"\x16\x03\x01\x40\x00" + b"\x0b\xff\xff\xff" + bytes(16_380)
+
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def send():
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                for _ in range(100):
+                    await ours.send_all(record)
+            await ours.aclose()
+
+        with pytest.raises((HandshakeError, ConnectionLostError)):
+            await open_server_tls(theirs, IDENTITY)
+
+
+async def test_the_bytes_of_a_handshake_are_limited(monkeypatch):
+    monkeypatch.setattr(limits, "TLS_HANDSHAKE_BYTES_MAX", 100)
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def serve():
+            with pytest.raises(ConnectionLostError):
+                await open_server_tls(theirs, IDENTITY)
+
+        with pytest.raises(ConnectionLostError):
+            await open_client_tls(ours, host="x", trust=SELF_SIGNED, now=NOW)
+
+
+async def test_after_an_alert_a_connection_is_kept_for_a_short_time_only(autojump_clock):
+    ours, theirs = memory_stream_pair()
+    await ours.send_all(b"GET / HTTP/1.1\r\n\r\n")
+    started = trio.current_time()
+    with pytest.raises(HandshakeError):
+        await open_server_tls(theirs, IDENTITY)
+    assert trio.current_time() - started == limits.LINGER_S
+
+    ours, theirs = memory_stream_pair()
+    await ours.send_all(b"GET / HTTP/1.1\r\n\r\n" + bytes(2 * limits.LINGER_BYTES_MAX))
+    started = trio.current_time()
+    with pytest.raises(HandshakeError):
+        await open_server_tls(theirs, IDENTITY)
+    assert trio.current_time() == started
+
+
+@pytest.mark.parametrize("version", [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION])
+async def test_a_session_is_never_resumed(version):
+    """Else a client could come back after its certificate was withdrawn."""
+    asked = []
+    context = SSL.Context(SSL.TLS_METHOD)
+    context.set_max_proto_version(version)
+    # A client that resumes a session has no certificate to verify.
+    context.set_verify(SSL.VERIFY_PEER, lambda *args: asked.append(args) or True)
+    session = None
+    for _ in range(2):
+        asked.clear()
+        client = SSL.Connection(context)
+        client.set_connect_state()
+        if session is not None:
+            client.set_session(session)
+        ours, theirs = memory_stream_pair()
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def serve(theirs=theirs):
+                server = await open_server_tls(theirs, IDENTITY)
+                await server.send_all(b"x")
+                # OpenSSL forgets sessions that do not end with a goodbye.
+                await server.receive_some()
+                await server.aclose()
+
+            stream = TLSStream(ours, client)
+            await stream.handshake()
+            await stream.receive_some()
+            session = client.get_session()
+            await stream.aclose()
+        assert asked
+
+
 @pytest.mark.behaviour("X3")
 async def test_a_client_that_stalls_does_not_hold_the_server(autojump_clock):
     _ours, theirs = memory_stream_pair()
@@ -222,7 +492,7 @@ async def test_a_peer_that_hangs_up_in_the_handshake_is_lost():
         await open_client_tls(ours, host="x", trust=SELF_SIGNED, now=NOW)
 
 
-async def test_a_peer_that_speaks_something_else_is_a_failed_handshake():
+async def test_a_peer_that_speaks_something_else_is_a_failed_handshake(autojump_clock):
     for answer in (b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x15\x03\x01\x00\x02\x02\x28"):
         ours, theirs = memory_stream_pair()
         await theirs.send_all(answer)
