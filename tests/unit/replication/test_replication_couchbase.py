@@ -490,6 +490,26 @@ def test_a_revision_that_will_not_come_is_gone_unless_told_otherwise(text, statu
     assert told == NoRevision(0, DOC, V1, "7", status)
 
 
+@pytest.mark.behaviour("U13")
+@pytest.mark.parametrize(
+    ("offered", "sent"),
+    [
+        (b"7", "7"),
+        (b'"3:7"', '"3:7"'),
+        (b'"\xc3\xa9"', r'"\u00e9"'),
+        (b'{"a":[1]}', '{ "a": [1] }'),
+    ],
+)
+def test_a_sequence_is_the_same_however_it_is_written(offered, sent):
+    """With the offer as JSON, with the revision as a property that holds JSON."""
+    body = b'[[%s,"doc","%s"]]' % (offered, str(V1).encode())
+    [change] = read(message("changes", body)).changes
+    [revision] = read(rev(sequence=sent)).revisions
+    assert revision.sequence == change.sequence
+    told = read(message("norev", id="doc", rev=str(V1), sequence=sent))
+    assert told.sequence == change.sequence
+
+
 @pytest.mark.parametrize("flag", [1, True, 3])
 def test_deletion_in_a_change_is_a_boolean_or_flags(flag):
     [change] = read(message("changes", orjson.dumps([[7, "doc", str(V1), flag]]))).changes

@@ -264,7 +264,7 @@ class CouchbaseProfile:
     def _tell_unreadable(self, properties: values.Properties, status: int, reason: str) -> None:
         """A revision that cannot be read will not come: whoever waits for it must know."""
         sequence, collection = (
-            properties.get("sequence"),
+            values.sequence_of(properties),
             values.number(properties, "collection", "0"),
         )
         if properties["Profile"] != "rev" or not sequence or collection is None:

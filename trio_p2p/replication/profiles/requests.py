@@ -125,7 +125,7 @@ def _read_revision(collection: int, message: Message) -> Request:
     replaced = properties.get("replacedRev")
     sent = SentRevision(
         values.document_id_of(properties.get("id")),
-        properties.get("sequence", ""),
+        values.sequence_of(properties),
         revision,
         revision_id(replaced) if replaced else None,
     )
@@ -138,7 +138,7 @@ def _read_no_revision(collection: int, message: Message) -> Request:
         collection,
         values.document_id_of(properties.get("id")),
         revision_id(properties.get("rev")),
-        properties.get("sequence", ""),
+        values.sequence_of(properties),
         values.number(properties, "error") or 404,
         properties.get("reason", ""),
     )

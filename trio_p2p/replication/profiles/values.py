@@ -76,6 +76,17 @@ def sequence(value: Any) -> str:
     return str(value) if type(value) is int else written(value).decode()
 
 
+def sequence_of(properties: Properties) -> str:
+    """The sequence in a property, written as in the offer before it, however the peer writes it."""
+    text = properties.get("sequence", "")
+    if text.isdecimal():
+        return text
+    try:
+        return written(orjson.loads(text)).decode()
+    except (orjson.JSONDecodeError, RemoteProtocolError):
+        return text
+
+
 def uuid(text: str | None) -> UUID | None:
     """Another database's UUID; None for anything that is not one, since peers may leave it out."""
     try:
