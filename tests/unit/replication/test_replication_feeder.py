@@ -278,6 +278,7 @@ async def answer_late(subscriber, notes, feeder, nursery, change):
     return promised
 
 
+@pytest.mark.behaviour("P17b")
 async def test_a_revision_that_is_no_longer_current_is_withheld(
     notes, subscriber, feeder, nursery, journal
 ):
@@ -289,6 +290,7 @@ async def test_a_revision_that_is_no_longer_current_is_withheld(
     assert journal.statistics().documents_failed == 0
 
 
+@pytest.mark.behaviour("P17a")
 async def test_what_took_its_place_is_sent_to_those_who_take_that(
     notes, subscriber, feeder, nursery
 ):
