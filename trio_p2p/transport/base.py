@@ -69,7 +69,14 @@ async def open_services() -> AsyncIterator[trio.Nursery]:
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         # One failure, and the block was not merely cancelled for a service's: it is the block's.
-        if len(group.exceptions) > 1 or isinstance(failure, trio.Cancelled | None):
+        if len(group.exceptions) > 1 or failure is None or _is_cancellation(failure):
             raise
     if failure is not None:
         raise failure
+
+
+def _is_cancellation(failure: BaseException) -> bool:
+    """Whether nothing but cancellation left the block; a nursery within it makes a group of it."""
+    if isinstance(failure, BaseExceptionGroup):
+        return failure.split(trio.Cancelled)[1] is None
+    return isinstance(failure, trio.Cancelled)

@@ -42,14 +42,24 @@ async def test_a_group_raised_by_the_block_is_not_wrapped_again():
     assert await what_leaves_when_the_block_raises(error) is error
 
 
-async def test_a_failing_service_ends_the_block():
-    async def service():
-        await trio.lowlevel.checkpoint()
-        raise KeyError("bug")
+async def failing_service():
+    await trio.lowlevel.checkpoint()
+    raise KeyError("bug")
 
+
+@pytest.mark.parametrize("open_inner", [trio.open_nursery, open_services])
+async def test_a_failing_service_ends_a_block_that_waits_for_others(open_inner):
     with pytest.RaisesGroup(KeyError):
         async with open_services() as nursery:
-            nursery.start_soon(service)
+            nursery.start_soon(failing_service)
+            async with open_inner():
+                await trio.sleep_forever()
+
+
+async def test_a_failing_service_ends_the_block():
+    with pytest.RaisesGroup(KeyError):
+        async with open_services() as nursery:
+            nursery.start_soon(failing_service)
             await trio.sleep_forever()
 
 
