@@ -28,8 +28,8 @@ from trio_p2p.testing.transcripts import (
     altered,
     error_message,
     read_transcript,
+    recorded_blob,
     with_version_vectors,
-    without_blobs,
     without_deltas,
 )
 from trio_p2p.transport.memory import memory_transport_pair
@@ -184,11 +184,13 @@ async def pull_update_delete(s):
 
 
 async def blobs(s):
-    """The two conversations about blobs, whose documents are without them here."""
     await pull_update_delete(s)
-    await converse(s, "push-blob-vv", adapt=without_blobs)
-    await s.edit(0x18EA7BF7B2BC0000, "withtext", {"title": "has blob"})
-    await converse(s, "pull-blob-vv", adapt=without_blobs)
+    await converse(s, "push-blob-vv")
+    (script,) = read_transcript(TRANSCRIPTS / "pull-blob-vv.jsonl")
+    await s.database.save_blob(recorded_blob(script))
+    for said in script:
+        await s.edit_as_recorded(script, said)
+    await converse(s, "pull-blob-vv")
 
 
 async def conflict(s):

@@ -118,24 +118,10 @@ def error_message(error: PeerError) -> Message:
     return Message(properties, error.text.encode())
 
 
-def without_blobs(scripts: Sequence[Script]) -> list[Script]:
-    """A conversation as it would have been if no document had held a blob."""
-    return [
-        [
-            replace(said, message=_without_blobs(said.message)) if said.profile == "rev" else said
-            for said in script
-            if said.profile != "getAttachment"
-        ]
-        for script in scripts
-    ]
-
-
-def _without_blobs(message: Message) -> Message:
-    if not message.body:
-        return message
-    body = orjson.loads(message.body)
-    kept = {k: v for k, v in body.items() if not (isinstance(v, dict) and v.get("@type") == "blob")}
-    return replace(message, body=orjson.dumps(kept))
+def recorded_blob(script: Script) -> bytes:
+    """The content of the one blob that was sent in a conversation."""
+    (sent,) = (s for s in script if s.profile == "getAttachment" and s.is_reply)
+    return sent.message.body
 
 
 def without_deltas(scripts: Sequence[Script]) -> list[Script]:
@@ -265,7 +251,7 @@ def _comparable_body(profile: str, is_reply: bool, message: Message) -> Any:
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return body.decode()
+        return body.decode("latin-1")  # A blob, mostly.
     if profile in _SIZE_COLUMN and not is_reply:
         column = _SIZE_COLUMN[profile]
         return [[*row[:column], *("size" for _ in row[column:])] for row in value]
