@@ -1,18 +1,20 @@
 """Blobs as bodies name them: by a digest of what they hold.
 
 A blob stands in a body as the mapping `{"@type": "blob", "digest": "sha1-…", "length": …,
-"content_type": …}`, which may have more keys. Source: Couchbase Lite's blob properties.
+"content_type": …}`, which may have more keys. In documents from older peers, so does each value of
+the top-level `_attachments`, without a type. Source: Couchbase Lite's blob properties.
 """
 
 from __future__ import annotations
 
 import binascii
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, Protocol, runtime_checkable
 
 import cbor2
 
+ATTACHMENTS: Final = "_attachments"
 DEFAULT_CONTENT_TYPE: Final = "application/octet-stream"
 
 _DIGEST_PREFIX: Final = "sha1-"
@@ -62,8 +64,12 @@ def named_blobs(encoded: bytes) -> dict[bytes, Mapping[str, Any]]:
     """All blobs that an encoded body names: their digests, and a mapping that names each."""
     if not may_name_blobs(encoded):
         return {}
-    body = cbor2.loads(encoded)
-    return {sha1: naming for value in body.values() for sha1, naming in _named(value)}
+    named: dict[bytes, Mapping[str, Any]] = {}
+    for key, value in cbor2.loads(encoded).items():
+        for item in _attached(value) if key == ATTACHMENTS else ():
+            named |= _named(item, attached=True)
+        named |= _named(value)
+    return named
 
 
 def digests(encoded: bytes) -> frozenset[bytes]:
@@ -71,22 +77,46 @@ def digests(encoded: bytes) -> frozenset[bytes]:
     return frozenset(named_blobs(encoded))
 
 
-def with_blobs(value: Any, make_blob: Callable[[Mapping[str, Any]], Any]) -> Any:
-    """A body, or part of one, with each mapping that names a blob replaced."""
+def with_blobs(
+    body: Mapping[str, Any], make_blob: Callable[[Mapping[str, Any]], Any]
+) -> dict[str, Any]:
+    """A body with each mapping that names a blob replaced."""
+    replaced = {}
+    for key, value in body.items():
+        if key == ATTACHMENTS and isinstance(value, dict):
+            replaced[key] = {
+                name: _replaced(item, make_blob, attached=True) for name, item in value.items()
+            }
+        else:
+            replaced[key] = _replaced(value, make_blob)
+    return replaced
+
+
+def _attached(attachments: Any) -> Iterable[Any]:
+    return attachments.values() if isinstance(attachments, dict) else ()
+
+
+def _sha1(value: Mapping[str, Any], *, attached: bool) -> bytes | None:
+    return parse_digest(value.get("digest")) if attached else named_digest(value)
+
+
+def _replaced(
+    value: Any, make_blob: Callable[[Mapping[str, Any]], Any], *, attached: bool = False
+) -> Any:
     if isinstance(value, dict):
-        if named_digest(value) is not None:
+        if _sha1(value, attached=attached) is not None:
             return make_blob(value)
-        return {key: with_blobs(item, make_blob) for key, item in value.items()}
+        return {key: _replaced(item, make_blob) for key, item in value.items()}
     if isinstance(value, list):
-        return [with_blobs(item, make_blob) for item in value]
+        return [_replaced(item, make_blob) for item in value]
     return value
 
 
-def _named(value: Any) -> Iterator[tuple[bytes, Mapping[str, Any]]]:
+def _named(value: Any, *, attached: bool = False) -> Iterator[tuple[bytes, Mapping[str, Any]]]:
     if isinstance(value, dict):
-        digest = named_digest(value)
-        if digest is not None:
-            yield digest, value
+        sha1 = _sha1(value, attached=attached)
+        if sha1 is not None:
+            yield sha1, value
         for item in value.values():
             yield from _named(item)
     elif isinstance(value, list):

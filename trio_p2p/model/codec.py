@@ -30,20 +30,21 @@ INTEGER_MAX = 2**63 - 1
 _PLAIN_TYPES = frozenset({str, bool, type(None)})
 
 
-def encode_body(body: Mapping[str, Any]) -> bytes:
+def encode_body(body: Mapping[str, Any], *, reserved: frozenset[str] = RESERVED_KEYS) -> bytes:
     """Check a body and write it as CBOR.
 
     Takes a mapping of `str` to text, finite numbers, integers of 64 bits, booleans, None, lists,
-    tuples, mappings, blobs and aware datetimes (written as RFC 3339 text).
+    tuples, mappings, blobs and aware datetimes (written as RFC 3339 text). No top-level key may be
+    one of the `reserved` ones.
 
     Raises: InvalidDocumentError for anything else; BlobNotFoundError for what names a blob by no
     digest. Whether a database holds the blob is not known here.
     """
     if not isinstance(body, Mapping):
         raise InvalidDocumentError("a body is a mapping", got=type(body).__name__)
-    reserved = RESERVED_KEYS.intersection(body)
-    if reserved:
-        raise InvalidDocumentError("reserved top-level keys", keys=sorted(reserved))
+    taken = reserved.intersection(body)
+    if taken:
+        raise InvalidDocumentError("reserved top-level keys", keys=sorted(taken))
     try:
         encoded: bytes = cbor2.dumps(_plain(body, 0))
     except UnicodeEncodeError as exc:
@@ -85,11 +86,15 @@ def check_body(encoded: bytes) -> dict[str, Any]:
 
 def body_from_json(text: bytes) -> bytes:
     """Turn a JSON object into CBOR. Raises InvalidDocumentError; BlobNotFoundError."""
+    return encode_body(parse_json(text))
+
+
+def parse_json(text: bytes) -> Any:
+    """Read JSON. Raises InvalidDocumentError."""
     try:
-        body = orjson.loads(text)
+        return orjson.loads(text)
     except orjson.JSONDecodeError as exc:
         raise InvalidDocumentError("not JSON") from exc
-    return encode_body(body)
 
 
 def body_to_json(encoded: bytes) -> bytes:

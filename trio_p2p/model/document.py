@@ -126,8 +126,7 @@ class Document:
         """A fresh dict, yours to change, with a `Blob` where one is; empty for a tombstone."""
         body = decode_body(self.revision.body)
         if may_name_blobs(self.revision.body):
-            make_blob = self.collection.make_blob
-            return {key: with_blobs(value, make_blob) for key, value in body.items()}
+            return with_blobs(body, self.collection.make_blob)
         return body
 
     @property

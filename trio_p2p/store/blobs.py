@@ -27,7 +27,7 @@ from trio_p2p.errors import (
     StoreCorruptError,
     StoreError,
 )
-from trio_p2p.model.blob import format_digest, named_digest
+from trio_p2p.model.blob import format_digest, parse_digest
 from trio_p2p.store.blob_files import UnfinishedBlob
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ class Blobs:
 
     def named(self, properties: Mapping[str, Any]) -> Blob:
         """The object for a mapping in a body that names a blob."""
-        sha1 = named_digest(properties)
+        sha1 = parse_digest(properties.get("digest"))
         assert sha1 is not None
         length, content_type = properties.get("length"), properties.get("content_type")
         return Blob(

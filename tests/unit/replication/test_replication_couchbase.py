@@ -588,7 +588,7 @@ def test_the_body_of_a_tombstone_may_be_left_out(body):
         b'{"_id":"doc"}',
         b'{"_rev":"1-aa"}',
         b'{"_deleted":true}',
-        b'{"_attachments":{}}',
+        b'{"_revisions":{}}',
         b'{"_removed":true}',
     ],
 )

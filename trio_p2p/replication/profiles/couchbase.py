@@ -44,6 +44,7 @@ from trio_p2p.replication.messages import (
 )
 from trio_p2p.replication.profile import PendingAnswers, describe
 from trio_p2p.replication.profiles import values
+from trio_p2p.replication.profiles.attachments import with_stubs
 from trio_p2p.replication.profiles.history import (
     history_of,
 )
@@ -73,6 +74,8 @@ class CouchbaseProfile:
         # default one.
         self.names_collections = names_collections
         self.replacements_wanted = False
+        # Whether the peer finds blobs in bodies, or has to be told of them.
+        self._blobs_known = False
         # Whether the peer has answered a message about a collection.
         self.is_understood = False
 
@@ -196,6 +199,8 @@ class CouchbaseProfile:
             on_outcome(sent, outcome_of(reply))
 
         body = body_to_json(revision.body)
+        if not self._blobs_known:
+            body = with_stubs(body)
         message = self._message("rev", collection, properties, body, compressed=True)
         self._peer.send(message, on_reply)
 
@@ -239,6 +244,8 @@ class CouchbaseProfile:
         """Learn from a message of the peer what it can take."""
         if values.is_true(properties, "sendReplacementRevs"):
             self.replacements_wanted = True
+        if values.is_true(properties, "blobs"):
+            self._blobs_known = True
 
     # --- Being asked -----------------------------------------------------------------------------
 

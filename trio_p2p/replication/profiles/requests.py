@@ -10,7 +10,6 @@ import orjson
 from trio_p2p import limits
 from trio_p2p.blip import Message
 from trio_p2p.errors import RemoteProtocolError
-from trio_p2p.model.codec import body_from_json
 from trio_p2p.model.document import EMPTY_BODY
 from trio_p2p.replication.messages import (
     GetAttachment,
@@ -30,6 +29,7 @@ from trio_p2p.replication.messages import (
 )
 from trio_p2p.replication.profile import describe
 from trio_p2p.replication.profiles import values
+from trio_p2p.replication.profiles.attachments import body_from_peer
 from trio_p2p.replication.profiles.history import read_revision, revision_id
 
 
@@ -119,7 +119,7 @@ def _read_revision(collection: int, message: Message) -> Request:
     revision = read_revision(
         values.required(properties, "rev"),
         properties.get("history", ""),
-        EMPTY_BODY if deleted and message.body in (b"", b"{}") else body_from_json(message.body),
+        EMPTY_BODY if deleted and message.body in (b"", b"{}") else body_from_peer(message.body),
         deleted=deleted,
     )
     replaced = properties.get("replacedRev")
