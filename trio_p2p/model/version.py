@@ -213,7 +213,7 @@ class VersionVector:
 
     def greatest(self) -> Version:
         """The latest version in the vector; of a revision made here, the current one."""
-        return max(self)
+        return max(self) if self.merged or self.previous else self.current
 
 
 def relate(*, same: bool, includes: bool, included: bool) -> Order:

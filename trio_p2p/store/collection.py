@@ -213,7 +213,8 @@ class Collection:
         return self._engine.read()
 
     async def _write(self, edit: Edit) -> Document:
-        return await self._engine.write(partial(edit.apply, self))
+        stored = await self._engine.write(partial(edit.apply, self))
+        return as_document(self, edit.document_id, stored)
 
 
 class DocumentIterator:

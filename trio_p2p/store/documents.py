@@ -8,6 +8,7 @@ from typing import Final, Literal
 from trio_p2p import limits
 from trio_p2p.errors import ConflictError, DocumentNotFoundError
 from trio_p2p.ids import DocumentID, Sequence
+from trio_p2p.model.blob import may_name_blobs
 from trio_p2p.model.document import EMPTY_BODY, Revision
 from trio_p2p.model.version import Version, VersionVector
 from trio_p2p.store import blob_uses, keys, records
@@ -55,8 +56,10 @@ def put_revision(
 
     Raises: ClockSkewError, BlobNotFoundError, with nothing changed.
     """
-    blob_uses.check(txn, revision.body)
-    txn.clock.see(max(revision.vector).time)
+    names_blobs = may_name_blobs(revision.body)
+    if names_blobs:
+        blob_uses.check(txn, revision.body)
+    txn.clock.see(revision.vector.greatest().time)
     raw, tables = txn.raw, txn.tables
     state = txn.collection(collection)
     name = document_id.encode()
@@ -71,7 +74,8 @@ def put_revision(
     state.count += not revision.deleted
     record = records.pack_revision(revision, sequence)
     raw.put(key, record, db=tables.documents)
-    blob_uses.note(txn, blob_uses.CURRENT, key, revision.body)
+    if names_blobs:
+        blob_uses.note(txn, blob_uses.CURRENT, key, revision.body)
     row = records.pack_change(revision, name)
     raw.put(keys.change(collection, sequence), row, db=tables.changes)
     if not revision.deleted:

@@ -30,10 +30,10 @@ class Edit(NamedTuple):
     body: bytes | None
     expected: Expected
 
-    def apply(self, collection: Collection, txn: WriteTransaction) -> Document:
+    def apply(self, collection: Collection, txn: WriteTransaction) -> Stored:
         expected = self.expected.version if isinstance(self.expected, Document) else self.expected
         try:
-            stored = documents.edit(txn, collection.number, self.document_id, self.body, expected)
+            return documents.edit(txn, collection.number, self.document_id, self.body, expected)
         except ConflictError as exc:
             current = (
                 None
@@ -43,7 +43,6 @@ class Edit(NamedTuple):
             raise ConflictError(
                 exc.message, expected=self.expected, current=current, **exc.facts
             ) from exc
-        return as_document(collection, self.document_id, stored)
 
 
 class Purge(NamedTuple):

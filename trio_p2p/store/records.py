@@ -70,11 +70,15 @@ class CollectionState:
 
 def pack_revision(revision: Revision, sequence: Sequence) -> bytes:
     """A revision with all it has. One that is not current has the sequence 0."""
-    vector = _pack_vector(revision.vector)
-    trees = b"".join(map(_pack_tree, revision.trees)) if revision.trees else b""
     flags = revision.deleted * _DELETED | blob.may_name_blobs(revision.body) * _MAY_NAME_BLOBS
-    header = _HEADER.pack(flags, sequence, len(vector), len(trees))
-    return b"".join((header, vector, trees, revision.body))
+    vector = revision.vector
+    if not (revision.trees or vector.merged or vector.previous):
+        header = _SINGLE_HEADER.pack(flags, sequence, _SINGLE.size, 0, 0, *vector.current)
+        return header + revision.body
+    packed = vector.to_bytes()
+    trees = b"".join(map(_pack_tree, revision.trees))
+    header = _HEADER.pack(flags, sequence, len(packed), len(trees))
+    return b"".join((header, packed, trees, revision.body))
 
 
 def unpack_revision(raw: memoryview, *, with_body: bool = True) -> Stored:
@@ -110,8 +114,12 @@ def unpack_place(raw: memoryview) -> tuple[bool, Sequence]:
 
 def pack_change(revision: Revision, document_id: bytes) -> bytes:
     """A row of the change feed; the ID is UTF-8."""
-    head = _CHANGE.pack(revision.deleted, len(revision.body))
-    return b"".join((head, pack_revision_id(revision.id), document_id))
+    revision_id = revision.id
+    if isinstance(revision_id, Version):
+        row = _VERSION_CHANGE.pack(revision.deleted, len(revision.body), 0, *revision_id)
+    else:
+        row = _CHANGE.pack(revision.deleted, len(revision.body)) + _pack_tree(revision_id)
+    return row + document_id
 
 
 def unpack_change(sequence: Sequence, raw: memoryview) -> ChangeRow:
@@ -146,12 +154,6 @@ def unpack_revision_id(raw: bytes) -> RevisionID:
     if raw[0] == 0:
         return Version(int.from_bytes(raw[1:9], "big"), SourceID(raw[9:25]))
     return _unpack_tree(raw[1 : 1 + raw[0]])
-
-
-def _pack_vector(vector: VersionVector) -> bytes:
-    if vector.merged or vector.previous:
-        return vector.to_bytes()
-    return _SINGLE.pack(0, *vector.current)
 
 
 def _pack_tree(tree: TreeRevisionID) -> bytes:
