@@ -45,6 +45,13 @@ CERTIFICATE_ALERTS = frozenset(
     }
 )
 
+# What OpenSSL says of a client that begins with "GET ".
+PLAIN_HTTP = "http request"
+PLAIN_HTTP_ANSWER = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 32\r\n"
+    b"Connection: close\r\n\r\nthis port speaks TLS: use wss://"
+)
+
 _HANDSHAKE_FAILURES = (
     SSL.Error,
     trio.BrokenResourceError,
@@ -132,13 +139,13 @@ async def open_server_tls(
     connection.set_accept_state()
     tls = TLSStream(stream, connection)
     try:
-        await _shake_hands(stream, tls, linger=True)
+        await _shake_hands(stream, tls, as_server=True)
     except _HANDSHAKE_FAILURES as exc:
         raise _handshake_error(exc) from exc
     return tls
 
 
-async def _shake_hands(stream: trio.abc.Stream, tls: TLSStream, *, linger: bool = False) -> None:
+async def _shake_hands(stream: trio.abc.Stream, tls: TLSStream, *, as_server: bool = False) -> None:
     failure: SSL.Error | None = None
     try:
         with trio.fail_after(limits.HANDSHAKE_TIMEOUT_S):
@@ -146,8 +153,8 @@ async def _shake_hands(stream: trio.abc.Stream, tls: TLSStream, *, linger: bool 
                 await tls.handshake()
             except SSL.Error as exc:
                 failure = exc
-        if failure is not None and linger:
-            await _linger(stream)
+        if failure is not None and as_server:
+            await _explain_and_linger(stream, explain(failure))
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
@@ -156,15 +163,18 @@ async def _shake_hands(stream: trio.abc.Stream, tls: TLSStream, *, linger: bool 
         raise failure
 
 
-async def _linger(stream: trio.abc.Stream) -> None:
+async def _explain_and_linger(stream: trio.abc.Stream, reason: str) -> None:
     """Wait for the peer to hang up, so that it gets to read our alert.
 
     Closing a socket while something unread is in it throws away what the peer has not read yet: a
-    client of TLS 1.3 sends its request before we have looked at its certificate.
+    client of TLS 1.3 sends its request before we have looked at its certificate. One that speaks no
+    TLS at all understands no alert, and is answered in its own language.
     """
     bytes_left = limits.LINGER_BYTES_MAX
     with trio.move_on_after(limits.LINGER_S):
         try:
+            if reason == PLAIN_HTTP:
+                await stream.send_all(PLAIN_HTTP_ANSWER)
             if isinstance(stream, trio.abc.HalfCloseableStream):
                 await stream.send_eof()
             while bytes_left > 0 and (received := await stream.receive_some(bytes_left)):

@@ -504,6 +504,21 @@ async def test_a_peer_that_speaks_something_else_is_a_failed_handshake(autojump_
         await open_server_tls(theirs, IDENTITY)
 
 
+async def test_a_client_that_speaks_no_tls_is_told_so():
+    ours, theirs = memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def serve():
+            with pytest.raises(HandshakeError):
+                await open_server_tls(theirs, IDENTITY)
+
+        with pytest.raises(HandshakeError, match="use wss://") as info:
+            async with open_client_websocket(ours, host="x", resource="/db", subprotocols=["a"]):
+                pass
+    assert info.value.status == 400
+
+
 async def test_a_client_of_an_old_version_is_refused():
     ours, theirs = memory_stream_pair()
     context = SSL.Context(SSL.TLS_METHOD)
