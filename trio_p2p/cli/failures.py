@@ -28,7 +28,7 @@ ADVICE: Final[tuple[tuple[type[TrioP2PError], str], ...]] = (
     (CollectionNotFoundError, "`trio-p2p info` lists the collections there are"),
     (DocumentNotFoundError, "`trio-p2p ls` lists the documents there are"),
     (ListenError, "choose another --port or --interface"),
-    (TrustError, "pass the listener's fingerprint with --pin, or --self-signed to trust it"),
+    (TrustError, "pass its fingerprint with --pin, its authority with --ca, or --self-signed"),
 )
 
 

@@ -25,8 +25,12 @@ from trio_p2p.cli.options import (
     Credentials,
     collections_option,
     database_argument,
+    identity_option,
     json_option,
+    keys_option,
+    load_identity,
     make_collections,
+    open_key_store,
     user_option,
 )
 from trio_p2p.cli.running import Stop, run_until_stopped
@@ -39,6 +43,14 @@ from trio_p2p.transport.base import open_services
 @click.option("--interface", metavar="NAME|ADDRESS", help="Where to listen, instead of everywhere.")
 @user_option
 @click.option(
+    "--users",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Let in the users of a password file; `trio-p2p passwd` writes it.",
+)
+@identity_option
+@keys_option
+@click.option(
     "--no-tls", is_flag=True, help="Listen without TLS: everything can be read on the way."
 )
 @collections_option
@@ -48,6 +60,9 @@ def listen(
     port: int,
     interface: str | None,
     user: Credentials | None,
+    users: Path | None,
+    identity: str | None,
+    keys: Path | None,
     no_tls: bool,
     collections: tuple[str, ...],
     as_json: bool,
@@ -57,6 +72,12 @@ def listen(
     Its URLs are printed one a line as soon as it listens, then the fingerprint of its certificate
     on standard error, for `sync --pin`. All collections are served unless some are named.
     """
+    if user is not None and users is not None:
+        raise click.UsageError("--user and --users exclude each other")
+    if no_tls and identity is not None:
+        raise click.UsageError("--no-tls shows no certificate: leave --identity out")
+    authenticator = _authenticator(user, users)
+    shown = None if identity is None else load_identity(identity, keys)
 
     async def command(stop: Stop) -> None:
         async with open_database(database) as db:
@@ -65,7 +86,9 @@ def listen(
                 port=port,
                 network_interface=interface,
                 disable_tls=no_tls,
-                authenticator=None if user is None else _authenticator(user),
+                tls_identity=shown,
+                authenticator=authenticator,
+                key_store=None if keys is None else open_key_store(keys),
             )
             async with open_listener(configuration) as listener:
                 _announce(listener, as_json)
@@ -76,7 +99,14 @@ def listen(
     run_until_stopped(command)
 
 
-def _authenticator(user: Credentials) -> ListenerPasswordAuthenticator:
+def _authenticator(
+    user: Credentials | None, users: Path | None
+) -> ListenerPasswordAuthenticator | None:
+    if users is not None:
+        return ListenerPasswordAuthenticator.from_file(users)
+    if user is None:
+        return None
+
     def is_user(name: str, password: str) -> bool:
         # Both are compared, so that the time taken tells nothing of which differs.
         named = same_secret(name, user.name)
@@ -95,7 +125,7 @@ def _announce(listener: URLEndpointListener, as_json: bool) -> None:
     if fingerprint is not None:
         tell(f"fingerprint {fingerprint}")
     if listener.configuration.authenticator is None:
-        tell("Anyone who reaches this machine can read and write: --user asks for a password.")
+        tell("Anyone who reaches this machine can read and write: --user or --users asks who.")
 
 
 async def _show_connections(listener: URLEndpointListener) -> None:

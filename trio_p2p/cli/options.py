@@ -11,7 +11,16 @@ from pathlib import Path
 
 import click
 
-from trio_p2p import Collection, Database, ids, open_database
+from trio_p2p import (
+    Collection,
+    Database,
+    FileKeyStore,
+    KeyStore,
+    TLSIdentity,
+    ids,
+    open_database,
+)
+from trio_p2p.security.keystore import default_key_store
 
 PASSWORD_VARIABLE = "TRIO_P2P_PASSWORD"
 DatabasePath = click.Path(file_okay=False, path_type=Path)
@@ -54,14 +63,46 @@ def _find_credentials(
     return Credentials(name, password if colon else _find_password(name))
 
 
+def _is_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
 def _find_password(name: str) -> str:
     password = os.environ.get(PASSWORD_VARIABLE)
     if password is not None:
         return password
-    if not sys.stdin.isatty():
+    if not _is_terminal():
         raise click.BadParameter(f"give a password: {name}:PASSWORD, or set {PASSWORD_VARIABLE}")
     asked: str = click.prompt(f"Password of {name}", hide_input=True, err=True)
     return asked
+
+
+def find_new_password(name: str) -> str:
+    """A password to be set, from the environment or asked for twice. Raises: click's UsageError."""
+    password = os.environ.get(PASSWORD_VARIABLE)
+    if password is not None:
+        return password
+    if not _is_terminal():
+        raise click.UsageError(f"there is nobody to ask for a password: set {PASSWORD_VARIABLE}")
+    asked: str = click.prompt(
+        f"New password of {name}", hide_input=True, confirmation_prompt=True, err=True
+    )
+    return asked
+
+
+def open_key_store(directory: Path | None) -> KeyStore:
+    """The key store in a directory, or the default one."""
+    return default_key_store() if directory is None else FileKeyStore(directory)
+
+
+def load_identity(label: str, directory: Path | None) -> TLSIdentity:
+    """The identity of this label. Raises: click's ClickException if there is none."""
+    found = TLSIdentity.load(label, open_key_store(directory))
+    if found is None:
+        raise click.ClickException(
+            f"there is no identity {label!r}: `trio-p2p identity list` lists those there are"
+        )
+    return found
 
 
 database_argument = click.argument("database", metavar="DB", type=DatabasePath)
@@ -82,6 +123,16 @@ user_option = click.option(
     metavar="NAME[:PASSWORD]",
     callback=_find_credentials,
     help=f"Without the password it is taken from {PASSWORD_VARIABLE}, or asked for.",
+)
+
+keys_option = click.option(
+    "--keys",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The directory of keys, instead of the system's secure storage or the user's data.",
+)
+identity_option = click.option(
+    "--identity", metavar="LABEL", help="Show this certificate; `trio-p2p identity` makes them."
 )
 
 

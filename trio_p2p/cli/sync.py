@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import click
 from trio_p2p import (
     ActivityLevel,
     BasicAuthenticator,
+    ClientCertificateAuthenticator,
     ConfigurationError,
     DocumentReplication,
     Replicator,
@@ -27,13 +29,16 @@ from trio_p2p.cli.options import (
     Credentials,
     collections_option,
     database_argument,
+    identity_option,
     json_option,
+    keys_option,
+    load_identity,
     make_collections,
     user_option,
 )
 from trio_p2p.cli.running import Stop, run_until_stopped
 from trio_p2p.replication.connector import Endpoint
-from trio_p2p.security.trust import parse_pinned
+from trio_p2p.security.trust import Roots, parse_pinned, parse_roots
 from trio_p2p.transport.base import open_services
 
 
@@ -54,6 +59,13 @@ def _check_pin(ctx: click.Context, parameter: click.Parameter, value: str | None
     return value
 
 
+def _read_roots(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> Roots | None:
+    try:
+        return None if value is None else parse_roots(value.read_bytes())
+    except ConfigurationError as exc:
+        raise click.BadParameter(str(exc)) from exc
+
+
 @click.command()
 @database_argument
 @click.argument("url", callback=_check_url)
@@ -63,6 +75,15 @@ def _check_pin(ctx: click.Context, parameter: click.Parameter, value: str | None
 @user_option
 @click.option("--pin", metavar="FINGERPRINT", callback=_check_pin, help="Trust this certificate.")
 @click.option("--self-signed", is_flag=True, help="Trust any certificate that signed itself.")
+@click.option(
+    "--ca",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    callback=_read_roots,
+    help="Trust these authorities (PEM or DER), instead of the system's, for this host name.",
+)
+@identity_option
+@keys_option
 @click.option(
     "--attempts",
     metavar="N",
@@ -81,6 +102,9 @@ def sync(
     user: Credentials | None,
     pin: str | None,
     self_signed: bool,
+    ca: Roots | None,
+    identity: str | None,
+    keys: Path | None,
     attempts: int | None,
     reset_checkpoint: bool,
     collections: tuple[str, ...],
@@ -91,7 +115,8 @@ def sync(
     SIGINT and SIGTERM end it gracefully: what was done is kept, and the next run goes on there.
     --json prints the result as the last line of standard output.
     """
-    _check_trust(url, pin, self_signed)
+    _check_trust(url, {"--pin": pin, "--self-signed": self_signed, "--ca": ca})
+    authenticator = _authenticator(url, user, identity, keys)
     kinds = {(True, False): ReplicatorType.PUSH, (False, True): ReplicatorType.PULL}
 
     async def command(stop: Stop) -> None:
@@ -101,9 +126,10 @@ def sync(
                 collections=await make_collections(db, collections) or [db.default_collection],
                 replicator_type=kinds.get((push, pull), ReplicatorType.PUSH_AND_PULL),
                 continuous=continuous,
-                authenticator=BasicAuthenticator(user.name, user.password) if user else None,
+                authenticator=authenticator,
                 pinned_server_certificate=pin,
                 accept_only_self_signed_server_certificate=self_signed,
+                trusted_root_certificates=ca,
                 max_attempts=attempts or (None if continuous else limits.SYNC_ATTEMPTS_ONE_SHOT),
             )
             replicator = await follow(configuration, stop, reset_checkpoint=reset_checkpoint)
@@ -115,11 +141,26 @@ def sync(
     run_until_stopped(command)
 
 
-def _check_trust(url: str, pin: str | None, self_signed: bool) -> None:
-    if pin is not None and self_signed:
-        raise click.UsageError("--pin and --self-signed exclude each other")
-    if (pin is not None or self_signed) and not Endpoint.parse(url).secure:
+def _check_trust(url: str, options: Mapping[str, object]) -> None:
+    given = [name for name, value in options.items() if value]
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(given)} exclude each other")
+    if given and not Endpoint.parse(url).secure:
         raise click.UsageError("a ws:// URL has no certificate to trust: use wss://")
+
+
+def _authenticator(
+    url: str, user: Credentials | None, identity: str | None, keys: Path | None
+) -> BasicAuthenticator | ClientCertificateAuthenticator | None:
+    if user is not None and identity is not None:
+        raise click.UsageError("--user and --identity exclude each other")
+    if user is not None:
+        return BasicAuthenticator(user.name, user.password)
+    if identity is None:
+        return None
+    if not Endpoint.parse(url).secure:
+        raise click.UsageError("a certificate can be shown to wss:// URLs only")
+    return ClientCertificateAuthenticator(load_identity(identity, keys))
 
 
 async def follow(
