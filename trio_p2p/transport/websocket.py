@@ -92,6 +92,8 @@ class _Wire(trio.abc.Stream):
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
+        # Pongs and goodbyes come at any time, from other tasks than the sender's.
+        self._send_lock = trio.StrictFIFOLock()
         self._waiting_since: float | None = None
         self._gathered: bytearray | None = None
         self.read_ahead = b""
@@ -120,7 +122,8 @@ class _Wire(trio.abc.Stream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         if self._gathered is None:
-            await self._stream.send_all(data)
+            async with self._send_lock:
+                await self._stream.send_all(data)
         else:
             self._gathered += data
             await trio.lowlevel.cancel_shielded_checkpoint()
@@ -133,7 +136,8 @@ class _Wire(trio.abc.Stream):
             yield
         finally:
             data, self._gathered = self._gathered, None
-        await self._stream.send_all(data)
+        async with self._send_lock:
+            await self._stream.send_all(data)
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._stream.wait_send_all_might_not_block()

@@ -171,6 +171,64 @@ async def serve_nothing(stream):
         await trio.sleep_forever()
 
 
+@asynccontextmanager
+async def stuck_for_a_while():
+    """A transport whose first send waits until the gate is opened, and its peer's."""
+    ours, theirs = memory_stream_pair()
+    gate = trio.Event()
+    async with trio.open_nursery() as nursery:
+        served = []
+
+        @nursery.start_soon
+        async def serve():
+            async with open_server_websocket(theirs, accept_last, heartbeat_s=10) as transport:
+                served.append(transport)
+                await trio.sleep_forever()
+
+        async with client(ours) as transport, trio.open_nursery() as senders:
+            deliver = ours.send_stream.send_all_hook
+
+            async def deliver_later():
+                await gate.wait()
+                await deliver()
+
+            ours.send_stream.send_all_hook = deliver_later
+            senders.start_soon(transport.send, b"stuck")
+            await wait_all_tasks_blocked()
+            yield transport, served[0], gate
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_ping_is_answered_though_a_send_is_waiting(autojump_clock):
+    async with stuck_for_a_while() as (_, other, gate):
+        await trio.sleep(12)  # The other side has pinged.
+        gate.set()
+        assert await other.receive() == b"stuck"
+        await trio.sleep(100)
+        await other.send(b"still there")
+
+
+async def test_a_goodbye_waits_for_a_send_that_is_waiting(autojump_clock):
+    async with stuck_for_a_while() as (transport, other, gate), trio.open_nursery() as nursery:
+        nursery.start_soon(transport.aclose, 4001, "bye")
+        await wait_all_tasks_blocked()
+        gate.set()
+        assert await other.receive() == b"stuck"
+        with pytest.raises(ConnectionLostError) as info:
+            await other.receive()
+        assert (info.value.code, info.value.reason) == (4001, "bye")
+
+
+async def test_a_goodbye_does_not_wait_for_ever_for_a_send(autojump_clock):
+    async with stuck_for_a_while() as (transport, other, gate):
+        started = trio.current_time()
+        await transport.aclose()
+        assert trio.current_time() - started == limits.CLOSE_TIMEOUT_S
+        gate.set()
+        with pytest.raises(ConnectionLostError):
+            await receive_to_the_end(other)
+
+
 async def test_a_cancelled_send_breaks_the_connection(autojump_clock):
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
