@@ -11,7 +11,12 @@ import trio
 from cryptography import x509
 
 from trio_p2p import limits
-from trio_p2p.errors import ConfigurationError, ReplicationError, TrioP2PError
+from trio_p2p.errors import (
+    CollectionNotFoundError,
+    ConfigurationError,
+    ReplicationError,
+    TrioP2PError,
+)
 from trio_p2p.replication.backoff import attempt_wait_s
 from trio_p2p.replication.connector import (
     UNNAMED_ENDPOINT,
@@ -207,6 +212,7 @@ class Replicator:
     async def _attempt(self) -> None:
         """One connection, from dialling to the goodbye. Raises ReplicationError."""
         try:
+            self._check_collections()
             with trio.CancelScope() as self._attempt_scope:
                 async with self._connect() as connected:
                     self._session = self._make_session(connected.transport)
@@ -218,6 +224,15 @@ class Replicator:
         finally:
             self._session = None
             self._attempt_scope = None
+
+    def _check_collections(self) -> None:
+        """Raises CollectionNotFoundError for one that was deleted since it was configured."""
+        there = self.configuration.database.collections()
+        for collection in self.configuration.collections:
+            if collection not in there:
+                raise CollectionNotFoundError(
+                    "the collection was deleted", name=collection.full_name
+                )
 
     @asynccontextmanager
     async def _connect(self) -> AsyncIterator[Connected]:
