@@ -349,7 +349,6 @@ async def test_a_peer_that_is_not_there_at_first_is_found_once_it_is(pair, nurse
 @pytest.mark.parametrize("continuous", [False, True])
 async def test_refused_credentials_are_not_tried_again(tmp_path, autojump_clock, continuous):
 
-
     nobody = ListenerPasswordAuthenticator(lambda user, password: False)
     async with open_pair(tmp_path, authenticator=nobody) as pair:
         run = await pair.replicate(
