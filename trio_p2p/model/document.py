@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from trio_p2p.ids import DocumentID, Sequence
 from trio_p2p.model.blob import may_name_blobs, with_blobs
@@ -85,6 +85,36 @@ class Revision:
         return Revision(vector, body, deleted, self.trees)
 
 
+class StoredRevision(Protocol):
+    """A revision under the sequence it was stored as, which tells the rest without unpacking it."""
+
+    @property
+    def revision(self) -> Revision: ...
+    @property
+    def sequence(self) -> Sequence: ...
+    @property
+    def deleted(self) -> bool: ...
+    @property
+    def body(self) -> bytes: ...
+
+
+class Stored(NamedTuple):
+    """A stored revision that is unpacked."""
+
+    revision: Revision
+    sequence: Sequence
+
+    @property
+    def deleted(self) -> bool:
+        """Whether it is a tombstone."""
+        return self.revision.deleted
+
+    @property
+    def body(self) -> bytes:
+        """Its body as CBOR."""
+        return self.revision.body
+
+
 class CollectionName(Protocol):
     """What a document knows of the collection it is in."""
 
@@ -102,8 +132,7 @@ class Document:
     """A document as it was when read. Two reads of one revision are equal."""
 
     id: DocumentID
-    revision: Revision
-    sequence: Sequence
+    stored: StoredRevision
     collection: CollectionName
 
     def __eq__(self, other: object) -> bool:
@@ -115,7 +144,7 @@ class Document:
         return hash((self.id, self.revision.vector))
 
     def __repr__(self) -> str:
-        state = "deleted" if self.deleted else f"{len(self.revision.body)} bytes"
+        state = "deleted" if self.deleted else f"{len(self.stored.body)} bytes"
         return f"<Document {self.id!r} {self.version} {state}>"
 
     def __getitem__(self, key: str) -> Any:
@@ -124,10 +153,21 @@ class Document:
     @property
     def body(self) -> dict[str, Any]:
         """A fresh dict, yours to change, with a `Blob` where one is; empty for a tombstone."""
-        body = decode_body(self.revision.body)
-        if may_name_blobs(self.revision.body):
+        encoded = self.stored.body
+        body = decode_body(encoded)
+        if may_name_blobs(encoded):
             return with_blobs(body, self.collection.make_blob)
         return body
+
+    @property
+    def revision(self) -> Revision:
+        """What of it is exchanged with peers."""
+        return self.stored.revision
+
+    @property
+    def sequence(self) -> Sequence:
+        """What it was stored as."""
+        return self.stored.sequence
 
     @property
     def version(self) -> Version:
@@ -142,7 +182,7 @@ class Document:
     @property
     def deleted(self) -> bool:
         """Whether this is a tombstone."""
-        return self.revision.deleted
+        return self.stored.deleted
 
     @property
     def timestamp(self) -> datetime:

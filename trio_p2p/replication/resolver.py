@@ -25,12 +25,11 @@ from trio_p2p.model.conflict import (
     merge_revisions,
     winner_alone,
 )
-from trio_p2p.model.document import EMPTY_BODY, Document, Revision
+from trio_p2p.model.document import EMPTY_BODY, Document, Revision, Stored
 from trio_p2p.model.version import Version
 from trio_p2p.replication.link import Link
 from trio_p2p.replication.status import Direction
 from trio_p2p.store import conflicts, documents
-from trio_p2p.store.records import Stored
 from trio_p2p.store.transaction import WriteTransaction
 
 Outcome = Callable[[Callable[[], Version]], Revision | None]
@@ -147,7 +146,7 @@ class Resolver:
         def side(revision: Revision) -> Document | None:
             if revision.deleted:
                 return None
-            return Document(document_id, revision, local.sequence, collection)
+            return Document(document_id, Stored(revision, local.sequence), collection)
 
         return Conflict(document_id, side(local.revision), side(remote))
 

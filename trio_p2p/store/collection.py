@@ -25,9 +25,9 @@ from trio_p2p.model.version import Version
 from trio_p2p.store import changes, documents, expirations
 from trio_p2p.store.blob_uses import not_held
 from trio_p2p.store.blobs import Blob
-from trio_p2p.store.documents import ANY, Stored
-from trio_p2p.store.edits import Batch, Body, Edit, Expected, Purge, apply_all, as_document
-from trio_p2p.store.records import ChangeRow
+from trio_p2p.store.documents import ANY
+from trio_p2p.store.edits import Batch, Body, Edit, Expected, Purge, apply_all
+from trio_p2p.store.records import ChangeRow, Record
 from trio_p2p.store.transaction import ReadTransaction
 
 if TYPE_CHECKING:
@@ -75,10 +75,10 @@ class Collection:
         """
         checked = ids.document_id(document_id)
         with self.read() as txn:
-            stored = documents.get(txn, self.number, checked)
-        if stored is None or (stored.revision.deleted and not deleted):
+            found = documents.read(txn, self.number, checked)
+        if found is None or (found.deleted and not deleted):
             return None
-        return as_document(self, checked, stored)
+        return Document(checked, found, self)
 
     async def put(self, document_id: str, body: Body, *, expected: Expected = ANY) -> Document:
         """Create or replace a document; durable when this returns.
@@ -214,7 +214,7 @@ class Collection:
 
     async def _write(self, edit: Edit) -> Document:
         stored = await self._engine.write(partial(edit.apply, self))
-        return as_document(self, edit.document_id, stored)
+        return Document(edit.document_id, stored, self)
 
 
 class DocumentIterator:
@@ -238,7 +238,7 @@ class DocumentIterator:
             end=end,
             include_deleted=include_deleted,
         )
-        self._slice: deque[tuple[DocumentID, Stored]] = deque()
+        self._slice: deque[tuple[DocumentID, Record]] = deque()
 
     def __aiter__(self) -> Self:
         return self
@@ -249,7 +249,8 @@ class DocumentIterator:
             if self._ended:
                 raise StopAsyncIteration
             self._read_slice()
-        return as_document(self._collection, *self._slice.popleft())
+        document_id, found = self._slice.popleft()
+        return Document(document_id, found, self._collection)
 
     def _read_slice(self) -> None:
         with self._collection.read() as txn:

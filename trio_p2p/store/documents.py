@@ -9,13 +9,24 @@ from trio_p2p import limits
 from trio_p2p.errors import ConflictError, DocumentNotFoundError
 from trio_p2p.ids import DocumentID, Sequence
 from trio_p2p.model.blob import may_name_blobs
-from trio_p2p.model.document import EMPTY_BODY, Revision
+from trio_p2p.model.document import EMPTY_BODY, Revision, Stored
 from trio_p2p.model.version import Version, VersionVector
 from trio_p2p.store import blob_uses, keys, records
-from trio_p2p.store.records import Stored
+from trio_p2p.store.records import Record
 from trio_p2p.store.transaction import ReadTransaction, WriteTransaction
 
-__all__ = ["ANY", "Anything", "Expected", "Stored", "edit", "get", "head", "put_revision", "scan"]
+__all__ = [
+    "ANY",
+    "Anything",
+    "Expected",
+    "Stored",
+    "edit",
+    "get",
+    "head",
+    "put_revision",
+    "read",
+    "scan",
+]
 
 
 class Anything(Enum):
@@ -35,6 +46,12 @@ def get(txn: ReadTransaction, collection: int, document_id: DocumentID) -> Store
     """The current revision, tombstones included; None if there is none."""
     raw = txn.raw.get(keys.document(collection, document_id), None, txn.tables.documents)
     return None if raw is None else records.unpack_revision(raw)
+
+
+def read(txn: ReadTransaction, collection: int, document_id: DocumentID) -> Record | None:
+    """As `get`, unpacked when it is looked at."""
+    raw = txn.raw.get(keys.document(collection, document_id), None, txn.tables.documents)
+    return None if raw is None else Record(raw)
 
 
 def head(txn: ReadTransaction, collection: int, document_id: DocumentID) -> Stored | None:
@@ -126,7 +143,7 @@ def scan(
     end: str | None = None,
     limit: int = limits.SCAN_SLICE_ROWS,
     include_deleted: bool = False,
-) -> tuple[list[tuple[DocumentID, Stored]], str | None]:
+) -> tuple[list[tuple[DocumentID, Record]], str | None]:
     """A slice of the documents with start <= ID < end that begin with `prefix`, in ID order.
 
     Returns the documents and where the next slice starts, None if this was the last one. `limit`
@@ -136,7 +153,7 @@ def scan(
     last = keys.behind(keys.bound(collection, prefix))
     if end is not None:
         last = min(last, keys.bound(collection, end))
-    found: list[tuple[DocumentID, Stored]] = []
+    found: list[tuple[DocumentID, Record]] = []
     room_rows, room_bytes = limit, limits.SCAN_SLICE_BYTES
     cursor = txn.raw.cursor(txn.tables.documents)
     if not cursor.set_range(first):
@@ -149,7 +166,7 @@ def scan(
             return found, document_id
         room_rows -= 1
         if include_deleted or not records.unpack_place(value)[0]:
-            found.append((document_id, records.unpack_revision(value)))
+            found.append((document_id, Record(value)))
             room_bytes -= len(value)
     return found, None
 

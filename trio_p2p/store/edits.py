@@ -9,10 +9,10 @@ from trio_p2p import ids
 from trio_p2p.errors import ConflictError, StoreError
 from trio_p2p.ids import DocumentID
 from trio_p2p.model.codec import encode_body
-from trio_p2p.model.document import Document
+from trio_p2p.model.document import Document, Stored
 from trio_p2p.model.version import Version
 from trio_p2p.store import documents, purging
-from trio_p2p.store.documents import ANY, Anything, Stored
+from trio_p2p.store.documents import ANY, Anything
 from trio_p2p.store.transaction import WriteTransaction
 
 if TYPE_CHECKING:
@@ -36,9 +36,7 @@ class Edit(NamedTuple):
             return documents.edit(txn, collection.number, self.document_id, self.body, expected)
         except ConflictError as exc:
             current = (
-                None
-                if exc.current is None
-                else as_document(collection, self.document_id, exc.current)
+                None if exc.current is None else Document(self.document_id, exc.current, collection)
             )
             raise ConflictError(
                 exc.message, expected=self.expected, current=current, **exc.facts
@@ -94,8 +92,3 @@ def apply_all(collection: Collection, edits: list[Edit | Purge], txn: WriteTrans
     """Apply edits in their order."""
     for edit in edits:
         edit.apply(collection, txn)
-
-
-def as_document(collection: Collection, document_id: DocumentID, stored: Stored) -> Document:
-    """What users see of a stored revision."""
-    return Document(document_id, stored.revision, stored.sequence, collection)

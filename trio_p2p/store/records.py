@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from trio_p2p.errors import StoreCorruptError
 from trio_p2p.ids import DatabaseID, DocumentID, Sequence, SourceID
 from trio_p2p.model import blob
-from trio_p2p.model.document import EMPTY_BODY, Revision
+from trio_p2p.model.document import EMPTY_BODY, Revision, Stored
 from trio_p2p.model.version import RevisionID, TreeRevisionID, Version, VersionVector
 
 # Flags of a revision record; the first one is also a change row's.
@@ -35,11 +35,39 @@ _COLLECTION: Final = struct.Struct(">QQ")
 _PEER_CHECKPOINT: Final = struct.Struct(">QI")
 
 
-class Stored(NamedTuple):
-    """A document's current revision, and the sequence it was stored under."""
+class Record:
+    """A copy of a revision record, unpacked as far as it is asked for.
 
-    revision: Revision
-    sequence: Sequence
+    Of most documents that a program reads it looks at nothing but the body, and making the objects
+    that a `Revision` consists of takes longer than the reading.
+
+    Raises: StoreCorruptError, from whatever would tell something of a damaged record.
+    """
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, raw: memoryview) -> None:
+        self._raw = bytes(raw)
+
+    @property
+    def revision(self) -> Revision:
+        """All of it but the sequence."""
+        return unpack_revision(self._raw).revision
+
+    @property
+    def sequence(self) -> Sequence:
+        """The sequence it was stored under."""
+        return unpack_place(self._raw)[1]
+
+    @property
+    def deleted(self) -> bool:
+        """Whether it is a tombstone."""
+        return unpack_place(self._raw)[0]
+
+    @property
+    def body(self) -> bytes:
+        """Its body as CBOR."""
+        return self._raw[_body_at(self._raw) :]
 
 
 class ChangeRow(NamedTuple):
@@ -81,7 +109,7 @@ def pack_revision(revision: Revision, sequence: Sequence) -> bytes:
     return b"".join((header, packed, trees, revision.body))
 
 
-def unpack_revision(raw: memoryview, *, with_body: bool = True) -> Stored:
+def unpack_revision(raw: memoryview | bytes, *, with_body: bool = True) -> Stored:
     """Read what `pack_revision` wrote, copied; without its body if that is not wanted.
 
     Raises: StoreCorruptError.
@@ -96,7 +124,7 @@ def unpack_revision(raw: memoryview, *, with_body: bool = True) -> Stored:
             vector = VersionVector.from_bytes(bytes(raw[_HEADER.size : trees_at]))
         trees = _unpack_trees(bytes(raw[trees_at:body_at])) if tree_bytes else ()
     except (struct.error, ValueError, IndexError) as exc:
-        raise StoreCorruptError("a damaged revision record", bytes=len(raw)) from exc
+        raise _damaged(raw) from exc
     body = bytes(raw[body_at:]) if with_body else EMPTY_BODY
     return Stored(Revision(vector, body, flags & _DELETED == _DELETED, trees), sequence)
 
@@ -106,10 +134,29 @@ def may_name_blobs(raw: memoryview) -> bool:
     return raw[0] & _MAY_NAME_BLOBS != 0
 
 
-def unpack_place(raw: memoryview) -> tuple[bool, Sequence]:
-    """Whether a revision record is a tombstone, and its sequence."""
-    flags, sequence, _, _ = _HEADER.unpack_from(raw)
+def unpack_place(raw: memoryview | bytes) -> tuple[bool, Sequence]:
+    """Whether a revision record is a tombstone, and its sequence. Raises StoreCorruptError."""
+    try:
+        flags, sequence, _, _ = _HEADER.unpack_from(raw)
+    except struct.error as exc:
+        raise _damaged(raw) from exc
     return flags & _DELETED == _DELETED, sequence
+
+
+def _body_at(raw: bytes) -> int:
+    """Where the body begins in a revision record. Raises StoreCorruptError."""
+    try:
+        _, _, vector_bytes, tree_bytes = _HEADER.unpack_from(raw)
+    except struct.error as exc:
+        raise _damaged(raw) from exc
+    body_at: int = _HEADER.size + vector_bytes + tree_bytes
+    if body_at > len(raw):
+        raise _damaged(raw)
+    return body_at
+
+
+def _damaged(raw: memoryview | bytes) -> StoreCorruptError:
+    return StoreCorruptError("a damaged revision record", bytes=len(raw))
 
 
 def pack_change(revision: Revision, document_id: bytes) -> bytes:

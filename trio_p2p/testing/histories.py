@@ -35,7 +35,7 @@ from trio_p2p.model.conflict import (
     ProposalStatus,
     default_conflict_resolver,
 )
-from trio_p2p.model.document import EMPTY_BODY, Document, Revision
+from trio_p2p.model.document import EMPTY_BODY, Document, Revision, Stored
 from trio_p2p.model.version import RevisionID, TreeRevisionID, Version, VersionVector
 
 T = TypeVar("T")
@@ -410,4 +410,4 @@ def run_histories(seeds: range) -> None:
 
 
 def _document(doc: DocumentID, revision: Revision) -> Document | None:
-    return None if revision.deleted else Document(doc, revision, Sequence(0), _COLLECTION)
+    return None if revision.deleted else Document(doc, Stored(revision, Sequence(0)), _COLLECTION)

@@ -15,11 +15,11 @@ import lmdb
 from trio_p2p.ids import DocumentID, Sequence
 from trio_p2p.model import blob
 from trio_p2p.model.codec import check_body
-from trio_p2p.model.document import EMPTY_BODY
+from trio_p2p.model.document import EMPTY_BODY, Stored
 from trio_p2p.store import blob_uses, keys, records, schema
 from trio_p2p.store.blob_files import BlobFiles
 from trio_p2p.store.engine import Engine
-from trio_p2p.store.records import CollectionState, Stored
+from trio_p2p.store.records import CollectionState
 from trio_p2p.store.transaction import ReadTransaction
 
 _SHA1_BYTES = 20

@@ -19,7 +19,7 @@ from trio_p2p.model.conflict import (
     revives,
     settle_alone,
 )
-from trio_p2p.model.document import EMPTY_BODY, Document, Revision
+from trio_p2p.model.document import EMPTY_BODY, Document, Revision, Stored
 from trio_p2p.model.version import Order, TreeRevisionID, Version, VersionVector, merge
 
 SOURCES = [SourceID(bytes([n]) * 16) for n in (1, 2, 3, 4)]
@@ -51,7 +51,8 @@ def edit_of(revision: Revision, version: Version, *, deleted: bool = False) -> R
 
 
 def document(revision: Revision) -> Document | None:
-    return None if revision.deleted else Document(DocumentID("a"), revision, Sequence(1), None)
+    stored = Stored(revision, Sequence(1))
+    return None if revision.deleted else Document(DocumentID("a"), stored, None)
 
 
 @st.composite

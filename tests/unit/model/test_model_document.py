@@ -4,7 +4,7 @@ import pytest
 
 from trio_p2p.ids import DocumentID, Sequence, parse_source_id
 from trio_p2p.model.codec import encode_body
-from trio_p2p.model.document import EMPTY_BODY, Document, Revision
+from trio_p2p.model.document import EMPTY_BODY, Document, Revision, Stored
 from trio_p2p.model.version import Order, TreeRevisionID, Version, VersionVector
 
 ALICE = parse_source_id("AliceAliceAliceAliceAA")
@@ -23,7 +23,7 @@ def legacy(*trees: TreeRevisionID) -> Revision:
 
 
 def document(revision: Revision, name: str = "a", sequence: int = 1) -> Document:
-    return Document(DocumentID(name), revision, Sequence(sequence), None)
+    return Document(DocumentID(name), Stored(revision, Sequence(sequence)), None)
 
 
 def test_a_revision_is_named_by_its_current_version():

@@ -14,7 +14,7 @@ from trio_p2p.model.codec import encode_body
 from trio_p2p.model.document import EMPTY_BODY, Revision
 from trio_p2p.model.version import TreeRevisionID, Version, VersionVector
 from trio_p2p.store import blob_uses, keys, records
-from trio_p2p.store.records import CollectionState
+from trio_p2p.store.records import CollectionState, Record
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "store_records.json"
 ANN, BOB, EVE = (SourceID(letter * 16) for letter in (b"a", b"b", b"e"))
@@ -41,6 +41,9 @@ def test_a_revision_record_reads_back_as_it_was(revision, sequence):
     assert records.unpack_place(raw) == (revision.deleted, sequence)
     head, _ = records.unpack_revision(raw, with_body=False)
     assert head == Revision(revision.vector, EMPTY_BODY, revision.deleted, revision.trees)
+    record = Record(raw)
+    assert (record.revision, record.sequence) == (revision, sequence)
+    assert (record.deleted, record.body) == (revision.deleted, revision.body)
 
 
 @given(revisions | legacy, st.text(min_size=1))
@@ -69,6 +72,18 @@ def test_a_revision_record_with_a_wrong_length_inside_is_damage():
     record[12] += 1
     with pytest.raises(StoreCorruptError, match="damaged"):
         records.unpack_revision(memoryview(record))
+
+
+@pytest.mark.parametrize("length", [0, 10, 16, 42])
+@pytest.mark.parametrize("part", ["revision", "sequence", "deleted", "body"])
+def test_what_a_damaged_record_no_longer_tells_is_not_made_up(part, length):
+    whole = Revision(VersionVector(Version(1, ANN)), b"\xa1aa\x01")
+    packed = memoryview(records.pack_revision(whole, 1))
+    try:
+        told = getattr(Record(packed[:length]), part)
+    except StoreCorruptError:
+        return
+    assert told == getattr(Record(packed), part)
 
 
 def golden():
