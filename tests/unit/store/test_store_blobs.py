@@ -546,6 +546,7 @@ async def test_no_blob_is_removed_while_a_backup_runs(db, notes, path):
 
 async def test_a_blob_that_a_restart_may_need_again_is_kept(path, wall, monkeypatch):
     """Where commits do not wait for the disk, a power cut brings an earlier state back."""
+    monkeypatch.setattr(limits, "SYNC_INTERVAL_S", 3600)
     async with open_database(path, clock=wall, durable=False) as db:
         notes = db.default_collection
         await notes.put("a", {"photo": await db.save_blob(b"picture")})
