@@ -20,6 +20,7 @@ from trio_p2p.cli.listen import listen
 from trio_p2p.cli.passwd import passwd
 from trio_p2p.cli.sync import sync
 from trio_p2p.cli.transfer import export_documents, import_documents
+from trio_p2p.cli.upkeep import backup, compact
 from trio_p2p.errors import TrioP2PError
 
 INTERRUPTED = 130
@@ -67,6 +68,8 @@ for command in (
     import_documents,
     export_documents,
     info,
+    compact,
+    backup,
     compare,
     identity,
     passwd,
