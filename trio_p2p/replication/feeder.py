@@ -56,7 +56,7 @@ class Feeder:
         async with trio.open_nursery() as nursery:
             while True:
                 await in_flight.acquire()
-                offered = self._next_offers()
+                offered = await self._next_offers()
                 if offered:
                     # Queued here, not in the task: "caught up" must come after it.
                     answers = self._link.profile.offer(self._link.index, offered)
@@ -70,8 +70,8 @@ class Feeder:
                 await self._link.engine.wait_change(self._link.number, self._cursor)
         self.running = False
 
-    def _next_offers(self) -> list[OfferedChange]:
-        rows = self._next_rows()
+    async def _next_offers(self) -> list[OfferedChange]:
+        rows = await self._next_rows()
         self._link.journal.offered(len(rows))
         return [
             OfferedChange(
@@ -80,17 +80,20 @@ class Feeder:
             for row in rows
         ]
 
-    def _next_rows(self) -> list[ChangeRow]:
+    async def _next_rows(self) -> list[ChangeRow]:
         """The next changes to offer; none once the feed is read to its end."""
+        await trio.lowlevel.checkpoint()
         collection = self._link.collection
         while self._cursor < collection.last_sequence:
-            last = collection.last_sequence
             with self._link.engine.read() as txn:
-                rows = changes.read_since(txn, collection.number, self._cursor, self._batch)
-            self._cursor = rows[-1].sequence if rows else last
+                rows, self._cursor = changes.read_since(
+                    txn, collection.number, self._cursor, self._batch
+                )
             chosen = [row for row in rows if self._is_wanted(row)]
             if chosen:
                 return chosen
+            # A peer may want one document of a million.
+            await trio.lowlevel.checkpoint()
         return []
 
     def _is_wanted(self, row: ChangeRow) -> bool:

@@ -125,12 +125,9 @@ class Pusher:
     def _read_feed(self, txn: ReadTransaction) -> list[ChangeRow]:
         if not self._unread:
             return []
-        # What is published may be behind the snapshot, never ahead of it.
-        end = self._link.collection.last_sequence
-        limit = limits.CHANGES_PER_MESSAGE_MAX
-        rows = changes.read_since(txn, self._link.number, self._cursor, limit)
-        if rows and (len(rows) == limit or rows[-1].sequence > end):
-            end = rows[-1].sequence
+        rows, end = changes.read_since(
+            txn, self._link.number, self._cursor, limits.CHANGES_PER_MESSAGE_MAX
+        )
         # Sequences that are missing from the feed were superseded by later ones of their document.
         start = self._cursor + 1
         for row in rows:

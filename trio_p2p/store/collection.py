@@ -278,8 +278,9 @@ class ChangeIterator:
     async def __anext__(self) -> Change:
         while not self._slice:
             await trio.lowlevel.checkpoint()
-            if self._read_slice():
-                break
+            self._read_slice()
+            if self._slice or self._read_up_to < self._collection.last_sequence:
+                continue
             if not self._live:
                 raise StopAsyncIteration
             await self._collection.database.engine.wait_change(self._number, self._read_up_to)
@@ -288,10 +289,9 @@ class ChangeIterator:
         version = found if isinstance(found, Version) else found.as_version()
         return Change(row.sequence, row.document_id, version, row.deleted)
 
-    def _read_slice(self) -> bool:
+    def _read_slice(self) -> None:
         with self._collection.read() as txn:
-            rows = changes.read_since(txn, self._number, self._read_up_to, limits.SCAN_SLICE_ROWS)
-        if rows:
-            self._read_up_to = rows[-1].sequence
-            self._slice.extend(rows)
-        return bool(rows)
+            rows, self._read_up_to = changes.read_since(
+                txn, self._number, self._read_up_to, limits.SCAN_SLICE_ROWS
+            )
+        self._slice.extend(rows)

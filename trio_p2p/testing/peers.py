@@ -104,7 +104,7 @@ class Node:
     def feed(self) -> list[ChangeRow]:
         """The latest change of every document."""
         with self.database.engine.read() as txn:
-            return changes.read_since(txn, self.collection.number, Sequence(0), _FEED_ROWS)
+            return changes.read_since(txn, self.collection.number, Sequence(0), _FEED_ROWS).rows
 
     def revision(self, document_id: DocumentID) -> Revision | None:
         """The document, or its tombstone."""

@@ -194,6 +194,22 @@ async def test_an_offer_holds_no_more_than_is_usual(notes, subscriber, feeder, b
     assert list(map(len, subscriber.offered)) == [limits.CHANGES_PER_MESSAGE_MAX, 1]
 
 
+async def test_others_have_their_turns_while_nothing_wanted_is_found(notes, subscriber, feeder):
+    await put(notes, *"abcde")
+    turns = 0
+    async with trio.open_nursery() as nursery:
+
+        async def count():
+            nonlocal turns
+            while subscriber.told != [CAUGHT_UP]:
+                turns += 1
+                await trio.lowlevel.checkpoint()
+
+        nursery.start_soon(count)
+        nursery.start_soon(feeder(document_ids=(), batch=1).run)
+    assert turns >= 5
+
+
 @pytest.mark.behaviour("U3b")
 async def test_tombstones_can_be_left_out(notes, subscriber, feeder):
     await put(notes, "a", "b", "c")

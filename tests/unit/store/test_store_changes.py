@@ -25,9 +25,18 @@ def put(engine):
 def since(engine):
     def since(after, limit=100, collection=C):
         with engine.read() as txn:
-            return changes.read_since(txn, collection, after, limit)
+            return changes.read_since(txn, collection, after, limit).rows
 
     return since
+
+
+@pytest.fixture
+def end(engine):
+    def end(after, limit=100, collection=C):
+        with engine.read() as txn:
+            return changes.read_since(txn, collection, after, limit).end
+
+    return end
 
 
 async def test_a_row_tells_what_a_peer_must_be_offered(put, since, revision):
@@ -61,3 +70,23 @@ async def test_reading_ends_with_the_collection(put, since, revision, db):
     assert [row.document_id for row in since(0)] == ["a"]
     assert since(0, collection=second) == []
     assert [row.document_id for row in since(0, collection=third)] == ["b"]
+
+
+async def test_the_end_of_a_slice_is_where_the_next_one_begins(put, end, revision):
+    await put(*((f"d{number}", revision(1)) for number in range(5)))
+    assert [end(after, limit=2) for after in (0, 2, 4)] == [2, 4, 5]
+    assert end(5) == 5
+    assert end(99) == 99
+
+
+async def test_the_end_of_the_feed_is_the_last_sequence_though_that_is_missing(
+    db, put, end, revision
+):
+    await put(*((f"d{number}", revision(1)) for number in range(5)))
+    await db.default_collection.purge("d4")
+    await db.default_collection.purge("d3")
+    assert end(0) == 5
+    assert end(3) == 5
+    other = await db.create_collection("other")
+    assert end(0, collection=other.number) == 0
+    assert end(0, collection=99) == 0

@@ -23,7 +23,7 @@ from trio_p2p.errors import (
 )
 from trio_p2p.model.document import Revision
 from trio_p2p.model.version import TREE_SOURCE, Order, TreeRevisionID
-from trio_p2p.store import documents
+from trio_p2p.store import changes, documents
 from trio_p2p.store.database import open_database
 from trio_p2p.store.documents import ANY
 from trio_p2p.testing.databases import open_test_database
@@ -506,6 +506,35 @@ async def test_a_live_feed_waits_wherever_it_starts(notes, since, autojump_clock
     with trio.move_on_after(1) as scope:
         await anext(notes.changes(since))
     assert scope.cancelled_caught
+
+
+async def test_a_live_feed_whose_last_document_was_purged_reads_no_more(
+    notes, nursery, monkeypatch
+):
+    seen, reads = [], []
+    read_since = changes.read_since
+
+    def read(*args):
+        reads.append(args)
+        return read_since(*args)
+
+    async def follow():
+        feed = notes.changes()
+        while True:
+            seen.append((await anext(feed)).document_id)
+
+    await notes.put("a", {})
+    await notes.put("b", {})
+    await notes.purge("b")
+    monkeypatch.setattr(changes, "read_since", read)
+    nursery.start_soon(follow)
+    for _ in range(20):
+        await trio.lowlevel.checkpoint()
+    assert seen == ["a"]
+    assert len(reads) <= 2
+    await notes.put("c", {})
+    await wait_all_tasks_blocked()
+    assert seen == ["a", "c"]
 
 
 async def test_a_feed_goes_on_after_it_was_cancelled(notes, autojump_clock):

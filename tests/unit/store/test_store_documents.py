@@ -97,7 +97,7 @@ async def test_collections_are_apart(put, revision, db, get):
     assert (other.count, other.last_sequence) == (1, 1)
     assert (db.default_collection.count, db.default_collection.last_sequence) == (1, 1)
     with db.engine.read() as txn:
-        rows = changes.read_since(txn, C, 0, 10)
+        rows = changes.read_since(txn, C, 0, 10).rows
     assert [row.document_id for row in rows] == ["b"]
 
 

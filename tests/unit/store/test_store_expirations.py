@@ -53,7 +53,7 @@ async def db(path, wall):
 
 def feed(collection):
     with collection.read() as txn:
-        rows = changes.read_since(txn, collection.number, Sequence(0), 100)
+        rows = changes.read_since(txn, collection.number, Sequence(0), 100).rows
     return [row.document_id for row in rows]
 
 
@@ -183,10 +183,24 @@ async def test_a_due_document_is_offered_to_nobody_before_it_is_purged(notes, wa
     await notes.set_expiration("b", START + 3 * DAY)
     wall.set(START + 2 * DAY)
     assert feed(notes) == ["b"]
-    with notes.read() as txn:
-        one = changes.read_since(txn, notes.number, Sequence(0), 1)
-    assert [row.document_id for row in one] == ["b"]
     assert [change.document_id async for change in notes.changes(live=False)] == ["b"]
+
+
+async def test_due_documents_do_not_make_a_slice_of_the_feed_longer(notes, wall, autojump_clock):
+    for name in ("a", "b", "c"):
+        await notes.put(name, {})
+    for name in ("a", "b"):
+        await notes.set_expiration(name, START + DAY)
+    wall.set(START + 2 * DAY)
+
+    def read(after):
+        with notes.read() as txn:
+            rows, end = changes.read_since(txn, notes.number, after, 2)
+        return [row.document_id for row in rows], end
+
+    assert read(Sequence(0)) == ([], 2)
+    assert read(Sequence(2)) == (["c"], 3)
+    assert [change.document_id async for change in notes.changes(live=False)] == ["c"]
 
 
 async def test_a_due_document_cannot_be_kept_any_more(notes, wall, autojump_clock):

@@ -16,7 +16,7 @@ LATER = datetime(2100, 1, 1, tzinfo=UTC)
 
 def feed(collection, since=0):
     with collection.read() as txn:
-        rows = changes.read_since(txn, collection.number, since, 100)
+        rows = changes.read_since(txn, collection.number, since, 100).rows
     return [(row.sequence, row.document_id) for row in rows]
 
 
