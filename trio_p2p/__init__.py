@@ -13,6 +13,7 @@ The names below are the stable surface. Beneath them, each layer imports only wh
 """
 
 from trio_p2p.errors import (
+    AddressesExhaustedError,
     AuthError,
     BlobNotFoundError,
     CallbackError,
@@ -157,6 +158,7 @@ __all__ = [
     "DatabaseBusyError",
     "DatabaseExistsError",
     "DuplicateDatabaseError",
+    "AddressesExhaustedError",
     "StoreClosedError",
     "StoreFullError",
     "StoreCorruptError",

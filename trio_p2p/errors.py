@@ -10,6 +10,7 @@
     │  ├─ DatabaseBusyError                 the directory is already open
     │  ├─ DatabaseExistsError               something stands where a backup is to go
     │  ├─ DuplicateDatabaseError            two peers hold copies with one identity: renew one
+    │  ├─ AddressesExhaustedError           too few addresses to map it: let the process have more
     │  ├─ StoreClosedError                  the database was closed meanwhile
     │  ├─ StoreFullError                    the size limit was reached: delete something or raise it
     │  ├─ StoreCorruptError                 the data file is damaged: restore a backup
@@ -90,6 +91,10 @@ class DatabaseExistsError(StoreError):
 
 class DuplicateDatabaseError(StoreError):
     """Two peers hold copies of one database; give one of them a new identity."""
+
+
+class AddressesExhaustedError(StoreError):
+    """The process has too few free addresses to map the database."""
 
 
 class StoreClosedError(StoreError):

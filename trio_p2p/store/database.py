@@ -82,14 +82,18 @@ async def open_database(
     """Open the database in a directory, which is made with its parents if missing.
 
     `map_size_max` limits what the database holds, in bytes; a reserve beyond it is for making room
-    and for checkpoints. If it is not `durable`, writes do not wait for the disk: all survive the
-    death of the process, but a power cut takes those of about the last second with it, and the
-    database takes a new identity then. `clock` reads the wall clock in nanoseconds since 1970.
+    and for checkpoints. Where addresses are too scarce for that (a 32-bit system, `ulimit -v`) the
+    limit is lowered, as `statistics` tells. If it is not `durable`, writes do not wait for the
+    disk: all survive the death of the process, but a power cut takes those of about the last second
+    with it, and the database takes a new identity then. `clock` reads the wall clock in nanoseconds
+    since 1970.
+
     Leaving the block stops the listeners and replicators that still use the database, finishes the
     writes that were begun, then closes; what the body raises leaves as it was.
 
     Raises: DatabaseNotFoundError if it is missing and `create` is not set; DatabaseBusyError if it
-    is already open; StoreFormatError, StoreCorruptError, StoreError if it cannot be read.
+    is already open; AddressesExhaustedError if not even what it holds can be mapped;
+    StoreFormatError, StoreCorruptError, StoreError if it cannot be read.
     Cancelling: safe.
     """
     opening = open_engine(

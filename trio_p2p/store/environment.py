@@ -6,7 +6,7 @@ Nothing else opens an environment: opening one twice in a process corrupts LMDB'
 from __future__ import annotations
 
 import fcntl
-import mmap
+import logging
 import os
 import struct
 import uuid
@@ -18,8 +18,8 @@ from typing import Final
 
 import lmdb
 
-from trio_p2p import limits
 from trio_p2p.errors import (
+    AddressesExhaustedError,
     DatabaseBusyError,
     DatabaseNotFoundError,
     StoreCorruptError,
@@ -27,7 +27,7 @@ from trio_p2p.errors import (
     StoreFormatError,
 )
 from trio_p2p.ids import DatabaseID, source_id
-from trio_p2p.store import identity, keys, records, schema
+from trio_p2p.store import identity, keys, mapping, records, schema
 from trio_p2p.store.blob_files import clear_unfinished
 from trio_p2p.store.deferred import Holder, recover
 from trio_p2p.store.migrations import MIGRATIONS, migrate
@@ -37,6 +37,8 @@ from trio_p2p.store.transaction import store_error
 
 DATA_FILE: Final = "data.mdb"
 LOCK_FILE: Final = "lock"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,10 @@ def open_environment(
     If it is not `durable`, commits do not wait for the disk, and a power cut takes the last ones
     with it. Without `sync` nothing does, and a power cut may damage the file: for tests.
 
-    Raises: DatabaseNotFoundError, DatabaseBusyError, StoreCorruptError, StoreFormatError, or
-    StoreError for what the operating system refuses; each names the path.
+    Where addresses are scarce (see `mapping`) the size limit becomes lower than `size_max`.
+
+    Raises: DatabaseNotFoundError, DatabaseBusyError, AddressesExhaustedError, StoreCorruptError,
+    StoreFormatError, or StoreError for what the operating system refuses; each names the path.
     """
     if not create and not (path / DATA_FILE).is_file():
         raise DatabaseNotFoundError("there is no database at this path", path=str(path))
@@ -86,7 +90,7 @@ def open_environment(
         with _naming_path(path):
             recover(path / DATA_FILE)
             clear_unfinished(path)
-            env = _open_lmdb(path, size_max, sync and durable)
+            env, size_max = _open_lmdb(path, size_max, sync and durable)
             try:
                 # Before the first commit, even where that makes the database.
                 holder = None if durable else Holder(env, path / DATA_FILE)
@@ -135,31 +139,36 @@ def _unusable(path: Path, exc: OSError) -> StoreError:
     )
 
 
-def _open_lmdb(path: Path, size_max: int, sync: bool) -> lmdb.Environment:
-    # Engine 0 has had one file format for ten years; the other one's is unreadable to it.
-    env = lmdb.open(  # noqa: TID251
-        str(path),
-        map_size=_map_size(path / DATA_FILE, size_max),
-        sync=sync,
-        metasync=sync,
-        mode=0o644,
-        max_dbs=len(Tables.__slots__),
-        lib_version=0,
-    )
-    env.reader_check()
-    _restore_length(path / DATA_FILE, env)
-    return env
-
-
-def _map_size(file: Path, size_max: int) -> int:
-    """The limit or what there is already, and a reserve beyond it.
-
-    Making room needs some first: what a transaction frees is used by later ones only.
-    """
-    length = max(size_max, file.stat().st_size if file.exists() else 0)
-    reserve = max(length // limits.MAP_RESERVE_SHARE, limits.MAP_RESERVE_BYTES_MIN)
-    size = length + reserve
-    return size + -size % mmap.ALLOCATIONGRANULARITY
+def _open_lmdb(path: Path, size_max: int, sync: bool) -> tuple[lmdb.Environment, int]:
+    """Open the environment. Returns it and the size limit, lowered if addresses are scarce."""
+    file = path / DATA_FILE
+    length = file.stat().st_size if file.exists() else 0
+    failure: Exception | None = None
+    for size in mapping.sizes(size_max, length):
+        try:
+            # Engine 0 has had one file format for ten years; the other one's is unreadable to it.
+            env = lmdb.open(  # noqa: TID251
+                str(path),
+                map_size=mapping.map_bytes(size),
+                sync=sync,
+                metasync=sync,
+                mode=0o644,
+                max_dbs=len(Tables.__slots__),
+                lib_version=0,
+            )
+        except (lmdb.MemoryError, OverflowError) as exc:
+            failure = exc
+            continue
+        if size < size_max:
+            logger.warning("%s is limited to %d bytes: addresses are scarce", path, size)
+        env.reader_check()
+        _restore_length(file, env)
+        return env, min(size, size_max)
+    raise AddressesExhaustedError(
+        "there are too few free addresses to map the database: let the process have more of them"
+        " (ulimit -v), close other databases, or open it on a 64-bit system",
+        path=str(path),
+    ) from failure
 
 
 def _restore_length(file: Path, env: lmdb.Environment) -> None:
