@@ -74,6 +74,7 @@ async def outcome_of(till: trio_p2p.Database, url: str, **settings: Any) -> Outc
     return modes.OK
 
 
+@pytest.mark.behaviour("T1a", "T1b", "T2a", "T2b", "T3", "T5", "T6", "G5")
 @pytest.mark.parametrize("row", modes.SERVERS)
 async def test_whom_a_replicator_trusts(tmp_path: Path, system_roots: Path, row: str) -> None:
     server = modes.SERVERS[row]
@@ -93,6 +94,7 @@ async def test_whom_a_replicator_trusts(tmp_path: Path, system_roots: Path, row:
     )
 
 
+@pytest.mark.behaviour("L10", "L11", "L12", "L13", "T7")
 @pytest.mark.parametrize("disable_tls", [False, True])
 @pytest.mark.parametrize("row", modes.AUTHENTICATORS)
 async def test_whom_a_listener_admits(
@@ -171,6 +173,7 @@ def test_the_documentation_shows_these_tables() -> None:
     assert modes.filled(page) == page, "run tests/integration/security_modes.py"
 
 
+@pytest.mark.behaviour("L14b")
 async def test_listeners_of_one_database_have_settings_of_their_own(tmp_path: Path) -> None:
     async with (
         open_databases(tmp_path) as (shop, till),

@@ -146,6 +146,7 @@ async def test_private_keys_show_nowhere(tmp_path: Path) -> None:
 # --- What is not secret, and is told -------------------------------------------------------------
 
 
+@pytest.mark.behaviour("T8")
 @pytest.mark.parametrize(
     ("is_signed", "settings"),
     [
@@ -167,6 +168,7 @@ async def test_the_certificate_of_a_server_that_is_not_trusted_can_be_looked_at(
         assert replicator.server_certificate == listener.tls_identity.certificates[0]
 
 
+@pytest.mark.behaviour("L18", "T7")
 async def test_both_sides_can_look_at_the_certificate_of_the_other(tmp_path: Path) -> None:
     ours = trio_p2p.TLSIdentity.create("till")
     authenticator = trio_p2p.ListenerCertificateAuthenticator(ours.certificates)

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
+from importlib.metadata import version
 from urllib.parse import urlsplit
 
 import trio
@@ -159,6 +161,8 @@ async def open_websocket(
 ) -> AsyncIterator[MessageTransport]:
     """Speak WebSocket on a connected stream, which is closed when the block is left."""
     headers = list(access.headers.items())
+    if not any(name.lower() == "user-agent" for name in access.headers):
+        headers.append(("User-Agent", _user_agent()))
     if isinstance(access.authenticator, BasicAuthenticator):
         headers.append(access.authenticator.header())
     async with open_client_websocket(
@@ -170,6 +174,12 @@ async def open_websocket(
         heartbeat_s=access.heartbeat_s,
     ) as transport:
         yield transport
+
+
+@cache
+def _user_agent() -> str:
+    """What we call ourselves, as Couchbase Lite does: name and version."""
+    return f"trio-p2p/{version('trio-p2p')}"
 
 
 async def _open_tcp(endpoint: Endpoint) -> trio.SocketStream:

@@ -2,6 +2,10 @@
 
 Whoever is refused learns no more than it must: without the right to come in, not even which
 databases there are.
+
+Browsers let any page open a WebSocket to any host they can reach, and tell which page it was in a
+header, Origin. Peers have none, so nobody comes in who has one: else a page somewhere could use the
+browser of somebody in this network.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from trio_p2p.transport.websocket import Accept, Refuse, UpgradeRequest, open_se
 logger = logging.getLogger(__name__)
 
 STATUS_BAD_REQUEST = 400
+STATUS_FORBIDDEN = 403
 STATUS_NOT_FOUND = 404
 STATUS_FAILED = 500
 STATUS_LATER = 503
@@ -100,6 +105,8 @@ class Entrance:
 
             async def decide(request: UpgradeRequest) -> Accept | Refuse:
                 nonlocal admitted
+                if request.header("origin") is not None:
+                    return Refuse(STATUS_FORBIDDEN, "web pages are not served")
                 client = Client(request.header("authorization"), certificates)
                 verdict = await self._decide(client, place)
                 if isinstance(verdict, Refuse):

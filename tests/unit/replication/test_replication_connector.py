@@ -1,15 +1,19 @@
 """Where a peer listens, and which failures to connect are told apart."""
 
 import socket
+from datetime import UTC, datetime
+from importlib.metadata import version
 
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from trio.testing import memory_stream_pair
 
 from trio_p2p.errors import ConfigurationError, ConnectError, PeerUnreachableError
-from trio_p2p.replication.connector import Access, Endpoint, open_endpoint
+from trio_p2p.replication.connector import Access, Endpoint, open_endpoint, open_websocket
 from trio_p2p.security.trust import Trust
+from trio_p2p.transport.websocket import Accept, open_server_websocket
 
 ENDPOINTS = {
     "ws://host/db": Endpoint(False, "host", 80, "/db"),
@@ -218,3 +222,35 @@ async def lookup_hangs():
     trio.socket.set_custom_hostname_resolver(Hanging(None))
     yield
     trio.socket.set_custom_hostname_resolver(None)
+
+
+@pytest.mark.behaviour("W3a", "W6")
+@pytest.mark.parametrize("given", [{}, {"User-Agent": "till/3"}, {"USER-AGENT": "till/3"}])
+async def test_the_request_names_us_and_holds_the_users_headers(given):
+    ours, theirs = memory_stream_pair()
+    requests = []
+
+    async def decide(request):
+        await trio.lowlevel.checkpoint()
+        requests.append(request)
+        return Accept(request.subprotocols[0])
+
+    async def serve():
+        async with open_server_websocket(theirs, decide):
+            await trio.sleep_forever()
+
+    access = Access(
+        trust=Trust(),
+        headers={"X-Till": "3", **given},
+        heartbeat_s=300.0,
+        now=lambda: datetime.now(UTC),
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        async with open_websocket(ours, Endpoint(False, "host", 80, "/db"), access):
+            pass
+        nursery.cancel_scope.cancel()
+    [request] = requests
+    agents = [value for name, value in request.headers if name.lower() == "user-agent"]
+    assert agents == ["till/3" if given else f"trio-p2p/{version('trio-p2p')}"]
+    assert request.header("x-till") == "3"

@@ -147,6 +147,7 @@ async def test_a_certificate_that_tls_found_good_is_enough_where_there_are_roots
     assert await listener.admit(client) == Admitted()
 
 
+@pytest.mark.behaviour("L11")
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_a_callback_gets_the_chain_and_decides_alone(is_async):
     seen = []

@@ -133,6 +133,16 @@ async def test_a_database_that_is_not_served_is_not_found():
     assert (await refusal_of(entrance(), resource="/shop%20%C3%A4/../_blipsync")).status == 404
 
 
+@pytest.mark.behaviour("B11b")
+async def test_a_web_page_is_refused_whatever_it_shows(autojump_clock):
+    asked = []
+    door = entrance(ListenerPasswordAuthenticator(lambda *shown: asked.append(shown) or True))
+    headers = [BasicAuthenticator("ann", "s3cret").header(), ("Origin", "https://x")]
+    error = await refusal_of(door, headers=headers)
+    assert error.status == 403
+    assert asked == []
+
+
 async def test_who_may_not_come_in_does_not_learn_which_databases_there_are():
     door = entrance(ListenerPasswordAuthenticator(lambda *_: False))
     assert (await refusal_of(door, resource="/other/_blipsync")).status == 401
