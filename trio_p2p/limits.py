@@ -101,6 +101,14 @@ TRANSPORT_QUEUE_MESSAGES_MAX: Final = 4
 # Frames gathered into one write: each write costs a system call and a TLS record or more.
 TRANSPORT_WRITE_BYTES: Final = 64 * 1024
 
+# A message may come in this many pieces (frames, or what of one arrives by itself): as many as 1
+# MiB makes in packets of 128 bytes.
+MESSAGE_PIECES_MAX: Final = 8_192
+# How long the rest of a message may be waited for, and a write of some 64 KiB may take: 1 MiB at
+# 9 KiB a second, less than any link on which syncing makes sense.
+MESSAGE_TIMEOUT_S: Final = 120.0
+SEND_TIMEOUT_S: Final = 120.0
+
 # --- Connections ---------------------------------------------------------------------------------
 
 # LiteCore's WebSocketImpl: 15 s to connect, 5 s for the goodbye to be echoed.
@@ -114,6 +122,8 @@ TLS_ANSWER_BYTES_MAX: Final = 16 * 1024
 # How long, and for how many bytes, a connection is kept after an alert, for the peer to read it.
 LINGER_S: Final = 1.0
 LINGER_BYTES_MAX: Final = 64 * 1024
+# The request of a client with all its headers: what web servers allow, and h11's own limit.
+REQUEST_HEAD_BYTES_MAX: Final = 16 * 1024
 # What a server may answer to a handshake: any explanation, and the first messages behind a yes.
 HANDSHAKE_BYTES_MAX: Final = MIB
 CLOSE_TIMEOUT_S: Final = 5.0

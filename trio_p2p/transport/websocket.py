@@ -46,9 +46,11 @@ from trio_p2p.transport.base import (
     CLOSE_UNSUPPORTED_DATA,
     open_services,
 )
+from trio_p2p.transport.wire import Frames, Wire
 
 HTTP_UNAUTHORIZED = 401
 HTTP_UPGRADE_REQUIRED = 426
+HTTP_HEADERS_TOO_LARGE = 431
 # An explanation longer than this is cut: it goes into an exception and a log line.
 REASON_CHARACTERS_MAX = 200
 
@@ -87,63 +89,9 @@ class Refuse:
     headers: tuple[tuple[str, str], ...] = ()
 
 
-class _Wire(trio.abc.Stream):
-    """The stream as trio-websocket sees it: what was read ahead comes first; measures silence."""
-
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self._stream = stream
-        # Pongs and goodbyes come at any time, from other tasks than the sender's.
-        self._send_lock = trio.StrictFIFOLock()
-        self._waiting_since: float | None = None
-        self._gathered: bytearray | None = None
-        self.read_ahead = b""
-        self.bytes_left: float = limits.HANDSHAKE_BYTES_MAX
-
-    @property
-    def silent_since(self) -> float:
-        """When we began to listen without hearing anything; now, while we do not listen."""
-        since = self._waiting_since
-        return trio.current_time() if since is None else since
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        if self.read_ahead:
-            data, self.read_ahead = self.read_ahead[:max_bytes], self.read_ahead[max_bytes:]
-            await trio.lowlevel.checkpoint()
-            return data
-        self._waiting_since = trio.current_time()
-        try:
-            received = await self._stream.receive_some(max_bytes)
-        finally:
-            self._waiting_since = None
-        self.bytes_left -= len(received)
-        if self.bytes_left < 0:
-            raise trio.BrokenResourceError("the answer to the handshake is too long")
-        return received
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        if self._gathered is None:
-            async with self._send_lock:
-                await self._stream.send_all(data)
-        else:
-            self._gathered += data
-            await trio.lowlevel.cancel_shielded_checkpoint()
-
-    @asynccontextmanager
-    async def gathered(self) -> AsyncIterator[None]:
-        """Keep what is sent in the block, and send it in one piece when the block is left."""
-        self._gathered = bytearray()
-        try:
-            yield
-        finally:
-            data, self._gathered = self._gathered, None
-        async with self._send_lock:
-            await self._stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
+_NO_UPGRADE = Refuse(
+    HTTP_UPGRADE_REQUIRED, "only WebSocket is spoken here", (("Upgrade", "websocket"),)
+)
 
 
 class _Link:
@@ -153,12 +101,20 @@ class _Link:
         self._nursery = nursery
         self._scope = trio.CancelScope()
         self._waiter: trio.CancelScope | None = None
-        self.wire = _Wire(stream)
+        self.wire = Wire(stream)
+        self.frames: Frames | None = None
         self.failure: Exception | None = None
         self.has_ended = False
 
     def start_soon(self, reader: Callable[[], Awaitable[None]]) -> None:
-        """Called by trio-websocket, with its reader."""
+        """Called by trio-websocket, with its reader.
+
+        That is a method of the connection, which gets our own WebSocket protocol before it runs.
+        """
+        connection = cast(Any, reader).__self__
+        kind = ConnectionType.CLIENT if connection.is_client else ConnectionType.SERVER
+        assert type(connection._wsproto) is WSConnection
+        connection._wsproto = self.frames = Frames(kind, self.wire)
         self._nursery.start_soon(self._run, reader)
 
     async def _run(self, reader: Callable[[], Awaitable[None]]) -> None:
@@ -281,6 +237,15 @@ class WebSocketTransport:
                 self.abort()
                 return
 
+    async def end_when_stalled(self) -> None:
+        """Abort when a message that has begun does not go on for MESSAGE_TIMEOUT_S."""
+        assert self._link.frames is not None
+        while not self._link.has_ended:
+            await trio.sleep(limits.MESSAGE_TIMEOUT_S / 4)
+            if self._link.frames.message_waited_s > limits.MESSAGE_TIMEOUT_S:
+                self._why_lost = "the peer does not finish a message"
+                self.abort()
+
     def _lost(self, closed: ConnectionClosed | None) -> ConnectionLostError:
         reason = None if closed is None else closed.reason
         if reason is None:
@@ -383,6 +348,7 @@ async def _run(
     transport = WebSocketTransport(connection, link)
     async with open_services() as nursery:
         nursery.start_soon(transport.keep_alive, heartbeat_s)
+        nursery.start_soon(transport.end_when_stalled)
         yield transport
 
 
@@ -420,7 +386,7 @@ def _rejection_reason(rejected: ConnectionRejected) -> str:
 
 
 async def _consider(
-    wire: _Wire, decide: Callable[[UpgradeRequest], Awaitable[Accept | Refuse]]
+    wire: Wire, decide: Callable[[UpgradeRequest], Awaitable[Accept | Refuse]]
 ) -> Accept:
     """Read the request and decide on it; leave it in `wire.read_ahead` for trio-websocket.
 
@@ -430,36 +396,33 @@ async def _consider(
     parser = WSConnection(ConnectionType.SERVER)
     try:
         request = await _read_request(wire, parser)
-        if request is None:
-            verdict: Accept | Refuse = Refuse(
-                HTTP_UPGRADE_REQUIRED, "only WebSocket is spoken here", (("Upgrade", "websocket"),)
-            )
-        else:
-            verdict = await decide(request)
+        verdict = request if isinstance(request, Refuse) else await decide(request)
         if isinstance(verdict, Refuse):
             await wire.send_all(_refusal(parser, verdict))
             await wire.aclose()
             raise HandshakeError(f"refused a client: {verdict.reason}", status=verdict.status)
     except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
         raise ConnectionLostError("the client hung up during the handshake") from exc
-    assert request is not None
+    assert isinstance(request, UpgradeRequest)
     if verdict.subprotocol not in request.subprotocols:
         raise LocalProtocolError("the client did not offer this", subprotocol=verdict.subprotocol)
     return verdict
 
 
-async def _read_request(wire: _Wire, parser: WSConnection) -> UpgradeRequest | None:
-    """The request, or None if it is no upgrade to WebSocket."""
+async def _read_request(wire: Wire, parser: WSConnection) -> UpgradeRequest | Refuse:
+    """The request, or what to answer if it is no upgrade to WebSocket."""
     head = b""
     while True:
-        data = await wire.receive_some(limits.TRANSPORT_READ_BYTES)
+        data = await wire.receive_some(limits.REQUEST_HEAD_BYTES_MAX)
         if not data:
             raise trio.BrokenResourceError("the client hung up")
         head += data
+        if len(head) > limits.REQUEST_HEAD_BYTES_MAX:
+            return Refuse(HTTP_HEADERS_TOO_LARGE, "the request is too long")
         try:
             parser.receive_data(bytes(data))
         except (WSRemoteProtocolError, UnicodeError):
-            return None
+            return _NO_UPGRADE
         for event in parser.events():
             assert isinstance(event, Request)
             wire.read_ahead = head

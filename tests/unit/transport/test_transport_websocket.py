@@ -1,6 +1,6 @@
 """The WebSocket transport over in-memory streams, with a real peer or a hand-written one."""
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
@@ -426,7 +426,6 @@ async def test_a_refusal_is_an_http_answer_with_its_reason(status):
         b"GET /db/_blipsync HTTP/1.1\r\nHost: x\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 garbage \r\n\r\n",
-        b"GET /" + b"x" * 100_000,
         REQUEST + b"Sec-WebSocket-Protocol: \xff\r\n\r\n",
     ],
 )
@@ -435,6 +434,33 @@ async def test_what_is_no_upgrade_is_answered_426(request_bytes):
     assert answer.startswith(b"HTTP/1.1 426 ")
     assert isinstance(error, HandshakeError)
     assert error.status == 426
+
+
+@pytest.mark.parametrize("in_line", [True, False])
+async def test_a_request_that_is_too_long_is_answered_431(in_line):
+    filler = b"x" * limits.REQUEST_HEAD_BYTES_MAX
+    request = b"GET /" + filler if in_line else REQUEST + b"X: " + filler
+    answer, error = await answer_of_server(request + b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert error.status == 431
+
+
+async def test_a_request_that_does_not_end_is_cut_off_by_its_length(autojump_clock):
+    ours, theirs = memory_stream_pair()
+
+    async def send():
+        await ours.send_all(REQUEST)
+        with suppress(trio.BrokenResourceError):
+            for _ in range(limits.REQUEST_HEAD_BYTES_MAX):
+                await ours.send_all(b"X")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        with pytest.raises(HandshakeError) as info:
+            async with open_server_websocket(theirs, accept_last):
+                pass
+        assert info.value.status == 431
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_client_that_hangs_up_while_it_is_considered_is_lost():
