@@ -42,6 +42,8 @@ CERTIFICATE_ALERTS = frozenset(
         "unknown ca",
         "access denied",
         "certificate required",
+        # Its signature is not that of the authority it names.
+        "decrypt error",
     }
 )
 

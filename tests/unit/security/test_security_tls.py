@@ -337,6 +337,8 @@ async def test_roots_admit_those_they_vouch_for_and_themselves():
         (AUTHORITY.issue("old", ends=NOW - timedelta(hours=1)), "certificate expired"),
         (AUTHORITY.issue("early", starts=NOW + timedelta(hours=1)), "bad certificate"),
         (AUTHORITY.issue("server", usages=[SERVER_AUTH]), "unsupported certificate"),
+        # Another authority of the same name.
+        (Authority(NOW).issue("client"), "decrypt error"),
     ],
 )
 async def test_a_client_that_is_refused_learns_why(shown, alert):
