@@ -209,7 +209,7 @@ class VersionVector:
         latest.pop(version.source, None)
         # The order of the parts is kept: newest first as far as the authors' clocks agree.
         previous = tuple(v for v in self if latest.get(v.source) == v.time)
-        return VersionVector(version, (), previous)
+        return _pruned(version, (), previous)
 
     def greatest(self) -> Version:
         """The latest version in the vector; of a revision made here, the current one."""
@@ -236,7 +236,7 @@ def merge(first: VersionVector, second: VersionVector, version: Version) -> Vers
         # beside the merged one, and losing it would lose history: so the merge part goes.
         merged = ()
     head = {version.source, *(v.source for v in merged)}
-    return VersionVector(version, merged, _descending(latest, leaving_out=head))
+    return _pruned(version, merged, _descending(latest, leaving_out=head))
 
 
 def join(winner: VersionVector, loser: VersionVector) -> VersionVector:
@@ -250,7 +250,21 @@ def join(winner: VersionVector, loser: VersionVector) -> VersionVector:
     if any(latest[v.source] > v.time for v in merged if v.source != current.source):
         merged = ()
     head = {current.source, *(v.source for v in merged)}
-    return VersionVector(current, merged, _descending(latest, leaving_out=head))
+    return _pruned(current, merged, _descending(latest, leaving_out=head))
+
+
+def _pruned(
+    current: Version, merged: tuple[Version, ...], previous: tuple[Version, ...]
+) -> VersionVector:
+    """A vector that peers accept: where there are too many authors, the oldest versions go.
+
+    Who has nothing newer than those sees a conflict then. Else nobody would take the revision.
+    """
+    room = limits.VECTOR_VERSIONS_MAX - 1 - len(merged)
+    if len(previous) > room:
+        newest = set(sorted(previous, reverse=True)[:room])
+        previous = tuple(version for version in previous if version in newest)
+    return VersionVector(current, merged, previous)
 
 
 def _latest(versions: Iterable[Version]) -> dict[SourceID, int]:

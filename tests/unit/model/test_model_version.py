@@ -393,6 +393,24 @@ def test_a_join_keeps_the_winners_version_and_includes_what_the_loser_did(winner
     assert str(join(vector(winner), vector(loser))) == spelled(expected)
 
 
+@pytest.mark.behaviour("V5c")
+@pytest.mark.parametrize("room", [3, 4, 5, 100])
+def test_a_vector_is_pruned_to_what_peers_accept_the_oldest_first(room, monkeypatch):
+    monkeypatch.setattr(limits, "VECTOR_VERSIONS_MAX", room)
+    first, second = vector("6@A; 5@B, 3@C"), vector("7@D; 4@C, 1@me")
+
+    def expected(*versions):
+        return [version(text) for text in versions][:room]
+
+    assert list(first.edited(version("9@D"))) == expected("9@D", "6@A", "5@B", "3@C")
+    merged = merge(first, second, version("9@me"))
+    assert list(merged) == expected("9@me", "7@D", "6@A", "5@B", "4@C")
+    joined = join(second, first)
+    assert list(joined) == expected("7@D", "6@A", "5@B", "4@C", "1@me")
+    for made in (merged, joined):
+        assert VersionVector.parse(str(made)) == made
+
+
 @pytest.mark.parametrize("late", ["6@me", "4@A"])
 def test_a_version_that_is_not_later_than_all_is_a_mistake(late):
     with pytest.raises(AssertionError):
