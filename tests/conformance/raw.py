@@ -1,4 +1,4 @@
-"""A passive peer of raw messages, for what no peer of ours would do."""
+"""Peers of raw messages, for what no peer of ours would do."""
 
 import inspect
 import json
@@ -7,8 +7,10 @@ from contextlib import suppress
 import trio
 
 from trio_p2p.blip import Message
-from trio_p2p.errors import ConnectionLostError
+from trio_p2p.errors import ConnectionLostError, PeerError
 from trio_p2p.peer import Peer
+from trio_p2p.replication.journal import Journal
+from trio_p2p.replication.passive import PassiveSession
 from trio_p2p.transport.memory import memory_transport_pair
 
 
@@ -17,6 +19,56 @@ class Refusal:
 
     def __init__(self, code: int, text: str = "", domain: str = "HTTP") -> None:
         self.code, self.text, self.domain = code, text, domain
+
+
+class RawClient:
+    """An active peer of raw messages, of a passive session that serves these collections."""
+
+    def __init__(self, nursery: trio.Nursery, database, names=("_default",)) -> None:
+        near, far = memory_transport_pair()
+        self.peer = Peer(near)
+        self.heard: list[Message] = []
+        self._names = names
+        collections = [database.collection(name) for name in names]
+        nursery.start_soon(PassiveSession(far, collections, Journal()).run)
+        nursery.start_soon(self._run)
+
+    async def open(self) -> None:
+        """Name the collections, as the first message does."""
+        body = {"collections": self._names, "checkpoint_ids": [f"cp-{n}" for n in self._names]}
+        await self.ask("getCollections", body, collection=None)
+
+    async def ask(self, profile, body=None, *, collection=0, **properties):
+        """Ask: the JSON of the reply, or the code of the refusal."""
+        head = {"Profile": profile}
+        if collection is not None:
+            head["collection"] = str(collection)
+        data = b"" if body is None else json.dumps(body).encode()
+        try:
+            reply = await self.peer.request(Message({**head, **properties}, data))
+        except PeerError as exc:
+            return exc.code
+        return json.loads(reply.body or b"null")
+
+    async def propose(self, *rows):
+        """Propose: the answers."""
+        return await self.ask("proposeChanges", rows, conflictIncludesRev="true")
+
+    async def send_revision(self, document_id, rev, body=None, **properties):
+        """Send a revision: None if it was taken, else the code of the refusal."""
+        properties |= {"id": document_id, "rev": rev, "sequence": "1"}
+        return await self.ask("rev", {} if body is None else body, **properties)
+
+    async def _run(self) -> None:
+        with suppress(ConnectionLostError):
+            await self.peer.run(self._on_request)
+
+    def _on_request(self, number, message) -> None:
+        self.heard.append(message)
+        if not message.no_reply:
+            wants_all = [[]] * len(json.loads(message.body or b"[]"))
+            is_offer = message.properties["Profile"] == "changes"
+            self.peer.reply(number, Message({}, json.dumps(wants_all if is_offer else []).encode()))
 
 
 class RawServer:
