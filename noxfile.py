@@ -67,6 +67,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The examples in the documentation run, and its links lead somewhere."""
-    session.install("-e", ".[demo,test]")
+    """The documentation as web pages, in build/docs; its examples are run first."""
+    session.install("-e", ".[demo,test,docs]")
     session.run("pytest", "tests/docs", *session.posargs)
+    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "build/docs")

@@ -1,0 +1,29 @@
+"""Who follows the tutorial and the how-tos gets what they show."""
+
+from pathlib import Path
+
+import pytest
+from pages import PageRun, blocks_of
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = sorted([*DOCS.glob("tutorial/*.md"), *DOCS.glob("howto/*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(DOCS)))
+def test_a_page_works_as_it_stands(page: Path, tmp_path: Path) -> None:
+    run = PageRun(tmp_path)
+    try:
+        for block in blocks_of(page):
+            run.follow(block)
+    finally:
+        run.stop()
+
+
+def test_output_other_than_shown_is_noticed(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- run -->\n```sh\necho a\n```\n<!-- prints -->\n```text\nb\n```\n")
+    run = PageRun(tmp_path)
+    first, second = blocks_of(page)
+    run.follow(first)
+    with pytest.raises(AssertionError, match="is not"):
+        run.follow(second)
