@@ -190,6 +190,12 @@ PROGRESS_INTERVAL_S: Final = 0.2
 PROPOSE_ATTEMPTS_MAX: Final = 3
 # A resolver is asked again when the local document changed meanwhile. Source: Couchbase Lite.
 RESOLVE_ATTEMPTS_MAX: Final = 10
+# A document that failed for now is tried again after this long while a continuous replication is
+# connected; the pause doubles up to the longest one as long as anything fails.
+RETRY_DOCUMENTS_S: Final = 5.0
+RETRY_DOCUMENTS_S_MAX: Final = 300.0
+# Documents that one subscription fetches by their IDs.
+FETCHED_DOCUMENTS_MAX: Final = 1_000
 # Document events kept for a subscriber that comes late.
 DOCUMENT_EVENTS_MAX: Final = 10_000
 COLLECTIONS_PER_CONNECTION_MAX: Final = 1_000

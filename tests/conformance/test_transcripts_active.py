@@ -112,9 +112,10 @@ class RecordedServer:
     the recorded peer kept them, since ours come in other numbers.
     """
 
-    def __init__(self, transport, script, names):
+    def __init__(self, transport, script, names, kept=()):
+        """`kept`: what was saved here in earlier connections."""
         self.heard = []
-        self.checkpoints = {}
+        self.checkpoints = dict(kept)
         self.close_code = None
         self._peer = Peer(transport)
         self._names = names
@@ -163,7 +164,17 @@ class RecordedServer:
         if ERROR_CODE in properties:
             self._peer.refuse(number, properties[ERROR_DOMAIN], int(properties[ERROR_CODE]))
         else:
-            self._peer.reply(number, self._names.to_ours(recorded))
+            self._peer.reply(number, self._names.to_ours(self._with_kept(recorded)))
+
+    def _with_kept(self, recorded):
+        """A reply to getCollections gives back what we saved, under the recorded revisions."""
+        if not recorded.body.startswith(b"[{") or not self.checkpoints:
+            return recorded
+        held = [
+            checkpoint | self.checkpoints.get(client, {})
+            for client, checkpoint in zip(self._held, _json(recorded), strict=True)
+        ]
+        return replace(recorded, body=json.dumps(held).encode())
 
     def _take_recorded(self, message):
         """The recorded request that this one is, or None."""
@@ -247,13 +258,13 @@ async def nothing(script):
     await trio.lowlevel.checkpoint()
 
 
-async def replay(side, script, plan, meanwhile=nothing):
+async def replay(side, script, plan, meanwhile=nothing, kept=()):
     """Replicate as planned with the recorded peer; returns that peer and how it ended for us.
 
     A continuous replication is stopped once there is nothing left to say after `meanwhile`.
     """
     transport, far_end = memory_transport_pair()
-    server = RecordedServer(far_end, script, side.names)
+    server = RecordedServer(far_end, script, side.names, kept)
     session = ActiveSession(
         transport,
         plan,
@@ -294,7 +305,7 @@ async def converse(
     saved = {}
     for script, plan in zip(scripts, plans, strict=True):
         await before(script)
-        server, failure = await replay(side, script, plan, meanwhile)
+        server, failure = await replay(side, script, plan, meanwhile, saved)
         assert lines(server.heard, plan) == lines(server.recorded, plan)
         assert failure is None
         assert server.close_code == 1000

@@ -86,6 +86,22 @@ def keep(winner: Revision, loser: Revision, stamp: Callable[[], Version]) -> Rev
     return Revision(vector, winner.body, winner.deleted, _join_trees(winner, loser))
 
 
+def supersede(current: Revision | None, arrived: Revision) -> Revision:
+    """What is stored in place of `current` when a newer revision arrives.
+
+    Where a conflict was settled here by keeping one side, the vector includes the other side too,
+    of which the newer revision may not know: it would seem undecided again.
+    """
+    if current is None or current.is_legacy or arrived.is_legacy:
+        return arrived
+    if all(map(arrived.vector.has, current.vector)):
+        return arrived
+    if arrived.version != max(arrived.vector.greatest(), current.vector.greatest()):
+        return arrived  # From a peer with other rules: a joined vector would break ours.
+    vector = join(arrived.vector, current.vector)
+    return Revision(vector, arrived.body, arrived.deleted, arrived.trees)
+
+
 def merge_revisions(
     first: Revision, second: Revision, body: bytes, deleted: bool, version: Version
 ) -> Revision:

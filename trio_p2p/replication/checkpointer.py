@@ -35,6 +35,8 @@ class Checkpointer:
         self._revision = held.revision
         self._knowledge = knowledge
         self._now_s = now_s
+        self.seen = 0
+        """What the peer is known to have had counts up to this sequence: it has it still."""
         self.checkpoint, self._saved = self._agree(held)
         self.sequences = RemoteSequences(self.checkpoint.remote)
 
@@ -53,6 +55,7 @@ class Checkpointer:
     def forget(self) -> None:
         """Start over with this peer: everything is offered again in both directions."""
         self.checkpoint = Checkpoint()
+        self.seen = 0
         self.sequences = RemoteSequences(None)
 
     async def save(self) -> None:
@@ -64,14 +67,16 @@ class Checkpointer:
         self.checkpoint.remote = self.sequences.reached
         saved = Checkpoint(self.checkpoint.local.copy(), self.checkpoint.remote)
         noted = self._knowledge.take_noted()
-        body = saved.to_json(self._now_s())
+        body, seen = saved.to_json(self._now_s()), self._link.collection.last_sequence
         await self._save_remotely(body)
 
         def job(txn: WriteTransaction) -> None:
             self._knowledge.store_noted(txn, noted)
             checkpoints.set_local(txn, self._id, body)
+            checkpoints.set_seen(txn, self._id, seen)
 
         await self._link.engine.write(job)
+        self.seen = seen
         self._knowledge.forget_noted(noted)
         self._saved = saved
 
@@ -97,11 +102,16 @@ class Checkpointer:
         """Where to start, and what counts as saved: what both copies agree on."""
         with self._link.engine.read() as txn:
             ours = checkpoints.local(txn, self._id)
+            seen = checkpoints.seen(txn, self._id)
         if ours is None or not held.revision:
             return Checkpoint(), Checkpoint()
-        agreed = Checkpoint.from_json(ours).agreed(Checkpoint.from_json(held.body))
+        mine = Checkpoint.from_json(ours)
+        agreed = mine.agreed(Checkpoint.from_json(held.body))
         if agreed.local.last > self._link.collection.last_sequence:
             # The checkpoint claims more than this database ever had: it was restored or rolled
             # back since, so neither direction can be trusted.
             return Checkpoint(), Checkpoint()
+        if agreed == mine:
+            # Otherwise the peer was rolled back to before it had what we know it had.
+            self.seen = seen
         return agreed, Checkpoint(agreed.local.copy(), agreed.remote)

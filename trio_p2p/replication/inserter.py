@@ -11,7 +11,14 @@ import trio
 
 from trio_p2p import limits
 from trio_p2p.errors import ClockSkewError, StoreFullError
-from trio_p2p.model.conflict import Arrival, judge_arrival, merge_revisions, revives, settle_alone
+from trio_p2p.model.conflict import (
+    Arrival,
+    judge_arrival,
+    merge_revisions,
+    revives,
+    settle_alone,
+    supersede,
+)
 from trio_p2p.model.document import Revision
 from trio_p2p.replication.blob_fetcher import STATUS_INSUFFICIENT_STORAGE, BlobFetcher
 from trio_p2p.replication.knowledge import RemoteKnowledge
@@ -148,7 +155,7 @@ class Inserter:
             case Arrival.HELD:
                 insertion = Insertion(RevisionOutcome(304))
             case Arrival.STORE:
-                self._put(txn, sent, arrived)
+                self._put(txn, sent, supersede(head.revision if head else None, arrived))
                 insertion = Insertion(RevisionOutcome())
             case Arrival.CONFLICT:
                 insertion = self._conflict(txn, sent, may_revive)

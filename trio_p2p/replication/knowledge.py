@@ -27,6 +27,10 @@ class RemoteKnowledge:
         noted = self._noted.get(document_id)
         return noted or remotes.known(txn, self._remote, self._collection, document_id)
 
+    def is_fresh(self, document_id: DocumentID) -> bool:
+        """Whether what is known of a document was learned since the last checkpoint."""
+        return document_id in self._noted
+
     def note(self, document_id: DocumentID, revision_id: RevisionID) -> None:
         """The peer has this revision; to be stored later."""
         self._noted[document_id] = revision_id

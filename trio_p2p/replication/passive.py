@@ -59,6 +59,7 @@ class _Part:
     link: Link
     inserter: Inserter
     feeder: Feeder | None = None
+    fetch: Feeder | None = None
     # Proposals wait here while the inserter is behind.
     proposals: deque[tuple[ProposeChanges, Respond]] = field(default_factory=deque)
     # Documents deleted here that the peer, knowing nothing of them, writes anew.
@@ -86,7 +87,10 @@ class PassiveSession:
     def busy(self) -> bool:
         """Whether revisions are under way in either direction."""
         return any(
-            part.inserter.backlog or part.proposals or (part.feeder and part.feeder.busy)
+            part.inserter.backlog
+            or part.proposals
+            or (part.feeder and part.feeder.busy)
+            or (part.fetch and part.fetch.busy)
             for part in self._parts
         )
 
@@ -204,12 +208,19 @@ class PassiveSession:
     # --- Being pulled from -----------------------------------------------------------------------
 
     def _subscribe(self, part: _Part, request: SubscribeChanges, respond: Respond) -> None:
-        if part.feeder is not None and part.feeder.running:
+        # Beside a running subscription, documents may be fetched by their IDs.
+        fetching = request.document_ids is not None and not request.continuous
+        kept = part.fetch if fetching else part.feeder
+        if kept is not None and kept.running:
             respond(Refusal(500, "a subscription to this collection is running"))
             return
         respond(Accepted())
-        part.feeder = Feeder(part.link, request)
-        self._start(part.feeder.run)
+        feeder = Feeder(part.link, request)
+        if fetching:
+            part.fetch = feeder
+        else:
+            part.feeder = feeder
+        self._start(feeder.run)
 
     # --- Being pushed to -------------------------------------------------------------------------
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
+from collections.abc import Sequence
+
+import trio
 
 from trio_p2p import limits
 from trio_p2p.errors import ClockSkewError, PeerError, TrioP2PError
@@ -31,6 +35,8 @@ from trio_p2p.replication.status import Direction
 from trio_p2p.store import conflicts, documents
 from trio_p2p.store.transaction import ReadTransaction
 
+logger = logging.getLogger(__name__)
+
 
 class Puller:
     """Subscribes to the peer's changes, asks for those that are missing and stores them.
@@ -54,6 +60,15 @@ class Puller:
         self._requested: dict[RemoteSequence, DocumentID] = {}
         self._answering = False
         self._caught_up = False
+        # Asked for by their IDs: what the peer offers of them is not in the order of its feed.
+        self._fetching: set[DocumentID] = set()
+        # Failed for now, to be asked for again: the sequence that was not completed.
+        self._failed: dict[DocumentID, RemoteSequence] = {}
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether there is anything for `retry_failed`."""
+        return bool(self._failed)
 
     @property
     def busy(self) -> bool:
@@ -86,6 +101,42 @@ class Puller:
             self._answering = False
             self._link.pulse.notify()
 
+    async def fetch(self, document_ids: Sequence[DocumentID]) -> bool:
+        """Let the peer offer these documents, wherever they stand in its feed.
+
+        Returns whether it does: a peer may serve one subscription at a time only.
+        """
+        for start in range(0, len(document_ids), limits.FETCHED_DOCUMENTS_MAX):
+            some = tuple(document_ids[start : start + limits.FETCHED_DOCUMENTS_MAX])
+            self._fetching.update(some)
+            self._caught_up = False
+            try:
+                await self._link.profile.subscribe(
+                    SubscribeChanges(
+                        collection=self._link.index,
+                        since=None,
+                        continuous=False,
+                        batch=limits.CHANGES_PER_MESSAGE_MAX,
+                        active_only=False,
+                        document_ids=some,
+                    )
+                )
+            except PeerError as exc:
+                logger.info("documents could not be fetched by their IDs: %s", exc)
+                self._fetching.difference_update(some)
+                self._caught_up = True
+                return False
+            await self._link.pulse.until(lambda: self._caught_up)
+        return True
+
+    async def retry_failed(self) -> None:
+        """Ask once more for what failed for now."""
+        document_ids = sorted(self._failed)
+        if document_ids:
+            await self.fetch(document_ids)
+        else:
+            await trio.lowlevel.checkpoint()
+
     async def run_inserter(self) -> None:
         """Store what arrives, until cancelled."""
         await self._inserter.run()
@@ -114,8 +165,10 @@ class Puller:
         if document_id is None:
             return
         error = PeerError("HTTP", message.status, message.reason)
-        if not error.retryable:
-            self._sequences.complete(message.sequence)
+        if error.retryable:
+            self._failed.setdefault(document_id, message.sequence)
+        else:
+            self._complete(document_id, message.sequence)
         self._link.journal.failed(Direction.PULL, self._link.collection, document_id, error)
         self._link.pulse.notify()
 
@@ -130,7 +183,10 @@ class Puller:
         respond(OffersReply(answers))
 
     def _wanted(self, txn: ReadTransaction, change: OfferedChange) -> Wanted | None:
-        self._sequences.begin(change.sequence)
+        if change.document_id in self._fetching:
+            self._fetching.discard(change.document_id)
+        else:
+            self._sequences.begin(change.sequence)
         head = documents.head(txn, self._link.number, change.document_id)
         known = self._knowledge.of(txn, change.document_id)
         held = head is not None and (
@@ -155,7 +211,7 @@ class Puller:
         offered = change.revision_id
         if known != offered:
             self._knowledge.note(change.document_id, offered)
-        self._sequences.complete(change.sequence)
+        self._complete(change.document_id, change.sequence)
         # What we made ourselves only comes back to us: that is no offer.
         if not (isinstance(offered, Version) and offered.source == self._link.engine.source):
             self._link.journal.offered(1)
@@ -177,5 +233,15 @@ class Puller:
         if insertion.conflicted:
             self._resolver.add(sent.document_id)
         # What failed for now stays open, so that the checkpoint makes the next session ask again.
-        if not outcome.retryable:
-            self._sequences.complete(sent.sequence)
+        if outcome.retryable:
+            self._failed.setdefault(sent.document_id, sent.sequence)
+        else:
+            self._complete(sent.document_id, sent.sequence)
+
+    def _complete(self, document_id: DocumentID, sequence: RemoteSequence) -> None:
+        """A revision of a document is here, or will not be asked for again."""
+        self._sequences.complete(sequence)
+        failed = self._failed.pop(document_id, None)
+        if failed is not None:
+            # The revision that failed was superseded by this one, or is this one.
+            self._sequences.complete(failed)

@@ -9,8 +9,9 @@ import trio
 from trio_p2p import limits
 from trio_p2p.errors import PeerError
 from trio_p2p.ids import DocumentID, Sequence
-from trio_p2p.model.sequence_set import SequenceSet
+from trio_p2p.model.document import Stored
 from trio_p2p.model.version import RevisionID, VersionVector
+from trio_p2p.replication.checkpointer import Checkpointer
 from trio_p2p.replication.knowledge import RemoteKnowledge
 from trio_p2p.replication.link import Link
 from trio_p2p.replication.messages import (
@@ -38,14 +39,16 @@ class Pusher:
         self,
         link: Link,
         knowledge: RemoteKnowledge,
-        done: SequenceSet,
+        checkpointer: Checkpointer,
         *,
         pulling: bool,
         document_ids: frozenset[str] | None,
     ) -> None:
         self._link = link
         self._knowledge = knowledge
-        self._done = done
+        self._checkpointer = checkpointer
+        self._done = done = checkpointer.checkpoint.local
+        self._started_at = link.collection.last_sequence
         self._pulling = pulling
         self._document_ids = document_ids
         self._sender = Sender(link)
@@ -56,6 +59,13 @@ class Pusher:
         self._again: list[ChangeRow] = []
         # Refused with 409, or sure to be: done once the conflict is resolved.
         self._refused: dict[DocumentID, int] = {}
+        # Those of them whose revision at the peer the pull may not bring.
+        self._unfetched: set[DocumentID] = set()
+        self._fetched: set[tuple[DocumentID, int]] = set()
+        # Failed for now, to be proposed again later.
+        self._failed: dict[DocumentID, ChangeRow] = {}
+        # Refused with 403 once: Couchbase Lite, too, tries these a second time.
+        self._forbidden: set[tuple[DocumentID, int]] = set()
         self._said_anything = False
         self._limit: int | None = None
 
@@ -68,6 +78,52 @@ class Pusher:
     def _unread(self) -> bool:
         last = self._link.collection.last_sequence
         return self._cursor < (last if self._limit is None else min(last, self._limit))
+
+    @property
+    def has_unfetched(self) -> bool:
+        """Whether a refused document conflicts with a revision that is yet to be fetched."""
+        return bool(self._unfetched)
+
+    def take_unfetched(self) -> list[DocumentID]:
+        """The documents whose revisions at the peer are to be fetched, each once."""
+        with self._link.engine.read() as txn:
+            taken = [
+                document_id
+                for document_id in sorted(self._unfetched & self._refused.keys())
+                if not conflicts.of_document(txn, self._link.number, document_id)
+            ]
+        self._unfetched.clear()
+        self._fetched.update((document_id, self._refused[document_id]) for document_id in taken)
+        return taken
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether there is anything for `retry_failed`."""
+        return bool(self._failed)
+
+    def retry_failed(self) -> None:
+        """Propose once more what failed for now."""
+        self._again += self._failed.values()
+        self._failed.clear()
+        self._link.pulse.notify()
+
+    def go_on_with(self, document_ids: Iterable[DocumentID]) -> None:
+        """Go on with documents whose revisions at the peer were fetched.
+
+        What was made on top of those is proposed once more, and whatever came of them is pushed too.
+        """
+        if self._limit is not None:
+            self._limit = max(self._limit, self._link.collection.last_sequence)
+        with self._link.engine.read() as txn:
+            for document_id in document_ids:
+                stored = documents.head(txn, self._link.number, document_id)
+                known = self._knowledge.of(txn, document_id)
+                if stored is None or self._refused.get(document_id) != stored.sequence:
+                    continue
+                if known is not None and stored.revision.has(known):
+                    del self._refused[document_id]
+                    self._again.append(_row(document_id, stored))
+        self._link.pulse.notify()
 
     def stop_at(self, sequence: int) -> None:
         """Push nothing that is written after this sequence: a one-shot run must end."""
@@ -142,6 +198,9 @@ class Pusher:
         superseded = self._refused.pop(row.document_id, None)
         if superseded is not None:
             self._done.add(superseded)
+        failed = self._failed.pop(row.document_id, None)
+        if failed is not None:
+            self._done.add(failed.sequence)
         if row.sequence in self._done:
             return False
         if self._document_ids is not None and row.document_id not in self._document_ids:
@@ -172,10 +231,19 @@ class Pusher:
         self._refused[row.document_id] = row.sequence
         return True
 
-    @staticmethod
-    def _is_echo(row: ChangeRow, known: RevisionID | None) -> bool:
-        """Whether the peer has this very revision: recognised by version, never by document."""
-        return known == row.revision_id
+    def _is_echo(self, row: ChangeRow, known: RevisionID | None) -> bool:
+        """Whether the peer has this very revision: recognised by version, never by document.
+
+        What an earlier session learned counts as far as the peer's checkpoint vouches for it: the
+        peer may have lost what it had after that.
+        """
+        if known != row.revision_id:
+            return False
+        return (
+            row.sequence <= self._checkpointer.seen
+            or row.sequence > self._started_at
+            or self._knowledge.is_fresh(row.document_id)
+        )
 
     async def _push(
         self, rows: Iterable[tuple[ChangeRow, RevisionID | None]], in_flight: trio.Semaphore
@@ -226,7 +294,7 @@ class Pusher:
             self._finish(row.document_id, row.sequence, done=True)
             return
         if answer.status == 409:
-            self._refused[row.document_id] = row.sequence
+            self._refuse(row.document_id, row.sequence)
             if self._pulling:
                 # The pull brings what it conflicts with, and the resolver decides.
                 journal.settled()
@@ -234,6 +302,8 @@ class Pusher:
                 return
         error = PeerError("HTTP", answer.status, "the proposed revision was refused")
         journal.failed(Direction.PUSH, self._link.collection, row.document_id, error)
+        if error.retryable:
+            self._failed[row.document_id] = row
         self._finish(
             row.document_id, row.sequence, done=answer.status != 409 and not error.retryable
         )
@@ -249,10 +319,18 @@ class Pusher:
             journal.settled()
             self._finish(document_id, sequence, done=True)
         elif outcome.failed:
+            if self._may_try_again(document_id, sequence, outcome):
+                journal.settled()
+                self._finish(document_id, sequence, done=False)
+                self._again.append(_row(document_id, Stored(sent.revision, Sequence(sequence))))
+                return
             error = PeerError("HTTP", outcome.status, outcome.text)
             waits = outcome.status == 409
             if waits:
-                self._refused[document_id] = sequence
+                self._refuse(document_id, sequence)
+            if outcome.retryable:
+                stored = Stored(sent.revision, Sequence(sequence))
+                self._failed[document_id] = _row(document_id, stored)
             journal.failed(Direction.PUSH, collection, document_id, error)
             self._finish(document_id, sequence, done=not (waits or outcome.retryable))
         else:
@@ -263,11 +341,29 @@ class Pusher:
                 journal.stored(Direction.PUSH, collection, document_id, sent.revision.deleted)
             self._finish(document_id, sequence, done=True)
 
+    def _may_try_again(
+        self, document_id: DocumentID, sequence: int, outcome: RevisionOutcome
+    ) -> bool:
+        """Whether to send a revision a second time after it was refused with 403."""
+        place = (document_id, sequence)
+        if outcome.status != 403 or place in self._forbidden:
+            self._forbidden.discard(place)
+            return False
+        self._forbidden.add(place)
+        return True
+
+    def _refuse(self, document_id: DocumentID, sequence: int) -> None:
+        """The peer has a revision that this one conflicts with."""
+        if self._pulling and (document_id, sequence) not in self._fetched:
+            self._unfetched.add(document_id)
+        self._refused[document_id] = sequence
+
     def _finish(self, document_id: DocumentID, sequence: int, *, done: bool) -> None:
         """This revision is not on its way any more; a newer one of its document may go."""
         if not done and self._is_superseded(document_id, sequence):
             # The change that took its place was read before the refusal came.
             self._refused.pop(document_id, None)
+            self._failed.pop(document_id, None)
             done = True
         if done:
             self._done.add(sequence)
@@ -282,6 +378,13 @@ class Pusher:
         with self._link.engine.read() as txn:
             stored = documents.head(txn, self._link.number, document_id)
         return stored is None or stored.sequence != sequence
+
+
+def _row(document_id: DocumentID, stored: Stored) -> ChangeRow:
+    revision = stored.revision
+    return ChangeRow(
+        stored.sequence, document_id, revision.id, revision.deleted, len(revision.body)
+    )
 
 
 def _proposal(row: ChangeRow, parent: RevisionID | None) -> Proposal:

@@ -23,6 +23,7 @@ from trio_p2p.model.conflict import (
     judge_arrival,
     keep,
     merge_revisions,
+    supersede,
     winner_alone,
 )
 from trio_p2p.model.document import EMPTY_BODY, Document, Revision, Stored
@@ -124,7 +125,7 @@ class Resolver:
     ) -> Outcome:
         match judge_arrival(local.revision if local else None, remote):
             case Arrival.STORE:
-                return lambda _: remote
+                return lambda _: supersede(local.revision if local else None, remote)
             case Arrival.HELD:
                 return lambda _: None
         assert local is not None

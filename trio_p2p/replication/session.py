@@ -106,9 +106,16 @@ class _Part:
     @property
     def busy(self) -> bool:
         return bool(
-            (self.pusher and self.pusher.busy)
+            (self.pusher and (self.pusher.busy or self.pusher.has_unfetched))
             or (self.puller and self.puller.busy)
             or self.resolver.busy
+        )
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether documents failed that may go well another time."""
+        return bool(
+            (self.pusher and self.pusher.has_failed) or (self.puller and self.puller.has_failed)
         )
 
     @property
@@ -232,6 +239,39 @@ class ActiveSession:
             users.start_soon(part.puller.run, self._plan.continuous, part.plan.document_ids)
         if part.pusher is not None:
             users.start_soon(part.pusher.run)
+        if part.pusher is not None and part.puller is not None:
+            users.start_soon(self._fetch_refused, part, part.pusher, part.puller)
+        if self._plan.continuous:
+            users.start_soon(self._retry_failed, part)
+
+    async def _fetch_refused(self, part: _Part, pusher: Pusher, puller: Puller) -> None:
+        """Fetch what a refused document conflicts with, where the pull did not bring it."""
+
+        def is_due() -> bool:
+            return pusher.has_unfetched and not pusher.busy and not part.pulling
+
+        while True:
+            await self._pulse.until(is_due)
+            document_ids = pusher.take_unfetched()
+            if document_ids and await puller.fetch(document_ids):
+                await self._pulse.until(lambda: not part.pulling)
+                pusher.go_on_with(document_ids)
+            self._pulse.notify()
+
+    async def _retry_failed(self, part: _Part) -> None:
+        """Try again what failed for now, after pauses that grow until nothing fails."""
+        pause_s = limits.RETRY_DOCUMENTS_S
+        while True:
+            if not part.has_failed:
+                pause_s = limits.RETRY_DOCUMENTS_S
+            await self._pulse.until(lambda: part.has_failed)
+            await trio.sleep(pause_s)
+            pause_s = min(2 * pause_s, limits.RETRY_DOCUMENTS_S_MAX)
+            if part.pusher is not None:
+                part.pusher.retry_failed()
+            if part.puller is not None:
+                await part.puller.retry_failed()
+            await self._pulse.until(lambda: not part.busy)
 
     def _may_end(self) -> bool:
         if self._stopping:
@@ -365,7 +405,7 @@ class ActiveSession:
             pusher = Pusher(
                 link,
                 knowledge,
-                checkpointer.checkpoint.local,
+                checkpointer,
                 pulling=self._plan.pull,
                 document_ids=None if plan.document_ids is None else frozenset(plan.document_ids),
             )

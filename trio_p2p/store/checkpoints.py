@@ -34,6 +34,17 @@ def set_local(txn: WriteTransaction, checkpoint_id: str, body: bytes) -> None:
     txn.raw.put(keys.text(checkpoint_id), body, db=txn.tables.local_checkpoints)
 
 
+def seen(txn: ReadTransaction, checkpoint_id: str) -> int:
+    """Up to which sequence the peer had, when it stored the checkpoint, what it had sent us."""
+    raw = txn.raw.get(keys.text(checkpoint_id), None, txn.tables.seen)
+    return 0 if raw is None else keys.read_number(raw)[0]
+
+
+def set_seen(txn: WriteTransaction, checkpoint_id: str, sequence: int) -> None:
+    """Keep what `seen` tells, with our own checkpoint."""
+    txn.raw.put(keys.text(checkpoint_id), keys.number(sequence), db=txn.tables.seen)
+
+
 def peer(txn: ReadTransaction, client: str) -> PeerCheckpoint | None:
     """The checkpoint kept for a peer."""
     raw = txn.raw.get(keys.text(client), None, txn.tables.peer_checkpoints)
@@ -73,7 +84,12 @@ def set_peer(txn: WriteTransaction, client: str, expected_revision: str, body: b
 def forget_all(txn: WriteTransaction) -> None:
     """Forget all checkpoints, so that whoever replicates starts over."""
     tables = txn.tables
-    for table in (tables.local_checkpoints, tables.peer_checkpoints, tables.checkpoint_uses):
+    for table in (
+        tables.local_checkpoints,
+        tables.seen,
+        tables.peer_checkpoints,
+        tables.checkpoint_uses,
+    ):
         txn.raw.drop(table, delete=False)
 
 

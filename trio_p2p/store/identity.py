@@ -30,6 +30,7 @@ def renew(raw: lmdb.Transaction[Any], tables: Tables) -> Identity:
         tables.peer_checkpoints,
         tables.peers_at,
         tables.remotes,
+        tables.seen,
     ):
         raw.drop(table, delete=False)
     return identity

@@ -59,6 +59,7 @@ class Tables:
         "peer_checkpoints",
         "peers_at",
         "remotes",
+        "seen",
     )
 
     meta: lmdb._Database
@@ -76,6 +77,7 @@ class Tables:
     local_checkpoints: lmdb._Database
     peer_checkpoints: lmdb._Database
     checkpoint_uses: lmdb._Database
+    seen: lmdb._Database
 
     def bytes_used(self, txn: lmdb.Transaction[Any]) -> int:
         """The pages of all named databases, and of the one that lists them, in bytes.

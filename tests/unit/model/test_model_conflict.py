@@ -18,6 +18,7 @@ from trio_p2p.model.conflict import (
     merge_revisions,
     revives,
     settle_alone,
+    supersede,
 )
 from trio_p2p.model.document import EMPTY_BODY, Document, Revision, Stored
 from trio_p2p.model.version import Order, TreeRevisionID, Version, VersionVector, merge
@@ -289,3 +290,42 @@ def test_by_default_a_deletion_wins_then_the_later_then_the_greater_author(local
     conflict = Conflict(DocumentID("a"), document(local), document(remote))
     expected = {"local": conflict.local, "remote": conflict.remote, "nobody": None}
     assert default_conflict_resolver(conflict) is expected[winner]
+
+
+# --- What a newer revision takes the place of ----------------------------------------------------
+
+
+def edited(sources: list[SourceID], times: list[int]) -> Revision:
+    """A revision whose version is the greatest of its vector, as all that are made here."""
+    versions = sorted(map(Version, times, sources), reverse=True)
+    return Revision(VersionVector(versions[0], (), tuple(versions[1:])))
+
+
+@given(
+    st.lists(st.integers(1, 50), min_size=4, max_size=4, unique=True),
+    st.lists(st.integers(51, 99), min_size=2, max_size=2, unique=True),
+)
+def test_what_was_decided_here_is_still_included_in_a_newer_revision(old, new):
+    """Whoever made it may know only the side of a conflict that was kept."""
+    current = edited(SOURCES, old)
+    newer = Revision(VersionVector(Version(max(new), SOURCES[0]), (), (current.version,)))
+    if current.version.source == SOURCES[0]:
+        newer = Revision(VersionVector(Version(max(new), SOURCES[0])))
+    stored = supersede(current, newer)
+    assert stored.version == newer.version == max(stored.vector)
+    assert all(map(stored.vector.has, (*current.vector, *newer.vector)))
+    assert (stored.body, stored.deleted) == (newer.body, newer.deleted)
+
+
+def test_a_newer_revision_that_includes_everything_is_stored_as_it_is():
+    current = edited(SOURCES[:2], [1, 2])
+    newer = Revision(current.vector.edited(Version(9, SOURCES[2])))
+    assert supersede(current, newer) is newer
+    assert supersede(None, newer) is newer
+
+
+def test_a_newer_revision_of_other_rules_is_stored_as_it_is():
+    """Its current version is not the greatest: joined, ours would not be either."""
+    current = edited(SOURCES[:2], [5, 9])
+    newer = Revision(VersionVector(Version(7, SOURCES[2]), (), (current.version,)))
+    assert supersede(current, newer) is newer
