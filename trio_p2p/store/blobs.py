@@ -14,7 +14,8 @@ from collections.abc import (
 )
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, BinaryIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from weakref import WeakValueDictionary
 
 import trio
@@ -32,6 +33,8 @@ from trio_p2p.store.blob_files import UnfinishedBlob
 
 if TYPE_CHECKING:
     from trio_p2p.store.engine import Engine
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +60,9 @@ class Blob:
 
         Raises: BlobNotFoundError if the database does not hold it, StoreCorruptError if it was
         damaged, StoreError if it cannot be read, StoreClosedError.
-        Cancelling: safe.
+        Cancelling: takes effect once it is read; `open` is for what may take long.
         """
-        async with self.open() as stream:
-            return b"".join([part async for part in stream])
+        return await self._content.read()
 
     def open(self) -> AbstractAsyncContextManager[BlobStream]:
         """Read the content in parts, for any size. The stream raises what `read` does.
@@ -95,10 +97,7 @@ class BlobStream(trio.abc.ReceiveStream):
                 self._read, max_bytes or limits.BLOB_PART_BYTES
             )
         if not part and not self.start and self._sha1.digest() != self._content.sha1:
-            raise StoreCorruptError(
-                "a blob is damaged: restore a backup, or save it again",
-                digest=format_digest(self._content.sha1),
-            )
+            raise self._content.damaged()
         return part
 
     def close(self) -> None:
@@ -126,30 +125,51 @@ class _Content:
         self.sha1 = sha1
         self.receiving = trio.Lock()
 
+    async def read(self) -> bytes:
+        return await self._run(self._read)
+
     @asynccontextmanager
     async def open(self, start: int = 0) -> AsyncIterator[BlobStream]:
-        engine = self.engine
-        _check_open(engine)
-        with _disk_failures(engine):
-            try:
-                file, at = await engine.run_aside(self._open, start)
-            except FileNotFoundError as exc:
-                raise BlobNotFoundError(
-                    "the database does not hold this blob", digest=format_digest(self.sha1)
-                ) from exc
+        file, at = await self._run(self._open, start)
         stream = BlobStream(file, self, at)
         try:
             yield stream
         finally:
             stream.close()
 
+    def damaged(self) -> StoreCorruptError:
+        return StoreCorruptError(
+            "a blob is damaged: restore a backup, or save it again",
+            digest=format_digest(self.sha1),
+        )
+
+    async def _run(self, function: Callable[..., T], *args: Any) -> T:
+        """Call what needs the file, in a thread."""
+        _check_open(self.engine)
+        with _disk_failures(self.engine):
+            try:
+                return await self.engine.run_aside(function, *args)
+            except FileNotFoundError as exc:
+                raise BlobNotFoundError(
+                    "the database does not hold this blob", digest=format_digest(self.sha1)
+                ) from exc
+
+    def _read(self) -> bytes:
+        content = self._path.read_bytes()
+        if hashlib.sha1(content, usedforsecurity=False).digest() != self.sha1:
+            raise self.damaged()
+        return content
+
     def _open(self, start: int) -> tuple[BinaryIO, int]:
-        path = self.engine.blob_files.path(self.sha1)
-        file = path.open("rb")
+        file = self._path.open("rb")
         if start > os.fstat(file.fileno()).st_size:
             start = 0
         file.seek(start)
         return file, start
+
+    @property
+    def _path(self) -> Path:
+        return self.engine.blob_files.path(self.sha1)
 
 
 class IncomingBlob:
