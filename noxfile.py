@@ -10,7 +10,7 @@ nox.options.sessions = ["lint", "types", "layers", "tests"]
 nox.options.reuse_existing_virtualenvs = True
 
 PYTHONS = ["3.11", "3.12", "3.13"]
-BENCHMARKS = ["one_shot", "store", "blobs", "deltas"]
+BENCHMARKS = ["one_shot", "store", "fairness", "blobs", "deltas"]
 
 
 @nox.session(python=PYTHONS)
