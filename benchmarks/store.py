@@ -424,12 +424,13 @@ def print_rows(size: int, rows: Sequence[Row]) -> None:
 
 
 def print_growth(tables: dict[int, list[Row]]) -> None:
-    """By how much the time of each operation grows from the smallest size to the largest."""
+    """By how much the time a document takes grows from the smallest size to the largest."""
     smallest, largest = min(tables), max(tables)
     print(f"\n{f'{largest:,} to {smallest:,}':36}{'store':>13}{'plain':>13}")
     for small, large in zip(tables[smallest], tables[largest], strict=True):
-        store = statistics.median(large.store) / statistics.median(small.store)
-        plain = statistics.median(large.plain) / statistics.median(small.plain)
+        share = small.amount / large.amount
+        store = statistics.median(large.store) / statistics.median(small.store) * share
+        plain = statistics.median(large.plain) / statistics.median(small.plain) * share
         print(f"{small.name:36}{store:13.2f}{plain:13.2f}")
 
 
