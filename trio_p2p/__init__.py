@@ -10,6 +10,7 @@ The names below are the stable surface. Beneath them, each layer imports only wh
     model                    pure values: clock, versions, documents, conflicts
     ids                      identifiers, checked once
     errors, limits           what can go wrong, and how much of anything there may be
+    retry                    after which errors trying again may help
 """
 
 from trio_p2p.errors import (
@@ -32,6 +33,7 @@ from trio_p2p.errors import (
     InvalidDocumentError,
     KeyStoreError,
     ListenError,
+    NetworkUnavailableError,
     PeerError,
     PeerUnreachableError,
     ProtocolError,
@@ -173,6 +175,7 @@ __all__ = [
     "PeerError",
     "ConnectError",
     "PeerUnreachableError",
+    "NetworkUnavailableError",
     "HandshakeError",
     "AuthError",
     "TrustError",

@@ -28,6 +28,7 @@
     ├─ PeerError                 depends    the peer answered a request with an error
     ├─ ConnectError
     │  ├─ PeerUnreachableError   retryable  no connection could be made
+    │  ├─ NetworkUnavailableError  network  the network does not lead to the peer now
     │  ├─ HandshakeError         depends    the peer refused, or spoke another protocol
     │  ├─ AuthError                         the peer refused our credentials
     │  └─ TrustError                        we refused the peer's certificate
@@ -36,22 +37,27 @@
     ├─ ReplicationError          depends    a replication failed for good; `status` tells the code
     └─ CallbackError                        a resolver, filter or authenticator of the user raised
 
-Classes name what the caller can do. Code that retries reads `retryable` and nothing else. Facts are
-keyword arguments: they stand in the message and in `facts`.
+Classes name what the caller can do. Code that retries reads `retryable` and `network_dependent` and
+nothing else; the table of `retry` is where they come from. Facts are keyword arguments: they stand
+in the message and in `facts`.
 """
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from trio_p2p.retry import Retry, retry_after
+
 
 class TrioP2PError(Exception):
     """The root of the tree.
 
-    `retryable` tells whether trying the same thing later, unchanged, may work.
+    `retryable` tells whether trying the same thing later, unchanged, may work;
+    `network_dependent` whether it may once the network has changed.
     """
 
     retryable: bool = False
+    network_dependent: bool = False
 
     def __init__(self, message: str, **facts: Any) -> None:
         super().__init__(message)
@@ -164,11 +170,6 @@ class RemoteProtocolError(ProtocolError):
     """The peer sent something the protocol forbids; the connection cannot go on."""
 
 
-# HTTP statuses and WebSocket close codes after which the same request may work later.
-# Source: Couchbase Lite's table of transient errors.
-RETRYABLE_STATUS = frozenset({408, 429, 502, 503, 504, 1006, 4001})
-
-
 class PeerError(TrioP2PError):
     """The peer answered a request with an error: `domain`, `code` and `text` are what it said."""
 
@@ -177,7 +178,14 @@ class PeerError(TrioP2PError):
         self.domain = domain
         self.code = code
         self.text = text
-        self.retryable = domain in ("HTTP", "WebSocket") and code in RETRYABLE_STATUS
+        retry = retry_after(domain, code)
+        self.retryable = retry is Retry.ALWAYS
+        self.network_dependent = retry is not Retry.NEVER
+
+    @property
+    def status(self) -> int | None:
+        """The HTTP status or WebSocket close code, if that is what it said."""
+        return self.code if self.domain in ("HTTP", "WebSocket", "BLIP") else None
 
 
 class ConnectError(TrioP2PError):
@@ -190,13 +198,19 @@ class PeerUnreachableError(ConnectError):
     retryable = True
 
 
+class NetworkUnavailableError(ConnectError):
+    """This machine's network does not lead to the peer: no such host or interface, no route."""
+
+    network_dependent = True
+
+
 class HandshakeError(ConnectError):
     """The peer answered but refused the connection; `status` is its HTTP status, if any."""
 
     def __init__(self, message: str, *, status: int | None = None, **facts: Any) -> None:
         super().__init__(message, **facts)
         self.status = status
-        self.retryable = status in RETRYABLE_STATUS
+        self.retryable = status is not None and retry_after("HTTP", status) is Retry.ALWAYS
 
 
 class AuthError(HandshakeError):
@@ -227,13 +241,14 @@ class ConnectionLostError(TrioP2PError):
         super().__init__(message, code=code, **({"reason": reason} if reason else {}), **facts)
         self.code = code
         self.reason = reason
-        self.retryable = code in RETRYABLE_STATUS
+        self.retryable = retry_after("WebSocket", code) is Retry.ALWAYS
 
 
 class ReplicationError(TrioP2PError):
     """A replication ended without having done its work.
 
     `status` is the HTTP status or WebSocket close code behind it, or None; the cause is chained.
+    `retryable` takes into account whether it is continuous, and so waits for the network.
     """
 
     def __init__(

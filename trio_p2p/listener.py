@@ -24,11 +24,8 @@ from trio_p2p.replication.status import ReplicatorStatistics
 from trio_p2p.security.anonymous import LISTENER_LABEL, AnonymousIdentity
 from trio_p2p.security.entrance import Entrance, Guest, IdentitySource, Rules
 from trio_p2p.security.identity import TLSIdentity
-from trio_p2p.transport.base import open_services
+from trio_p2p.transport.base import CLOSE_TRANSIENT, open_services
 from trio_p2p.transport.interfaces import addresses_of, open_listeners, own_addresses, port_of
-
-CLOSE_TRANSIENT = 4001
-"""Couchbase Lite's code for "come back": replicators treat it as a passing failure."""
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 
 import trio
@@ -19,12 +19,10 @@ from trio_p2p.errors import (
 )
 from trio_p2p.replication.backoff import attempt_wait_s
 from trio_p2p.replication.connector import (
-    UNNAMED_ENDPOINT,
     Access,
     Connected,
     Endpoint,
-    open_endpoint,
-    open_websocket,
+    open_target,
 )
 from trio_p2p.replication.failure import replication_error
 from trio_p2p.replication.journal import Journal
@@ -220,7 +218,7 @@ class Replicator:
         except ReplicationError:
             raise
         except TrioP2PError as exc:
-            raise replication_error(exc) from exc
+            raise replication_error(exc, continuous=self.configuration.continuous) from exc
         finally:
             self._session = None
             self._attempt_scope = None
@@ -234,9 +232,9 @@ class Replicator:
                     "the collection was deleted", name=collection.full_name
                 )
 
-    @asynccontextmanager
-    async def _connect(self) -> AsyncIterator[Connected]:
+    def _connect(self) -> AbstractAsyncContextManager[Connected]:
         configuration = self.configuration
+        target = configuration.target
         access = Access(
             trust=configuration.trust(),
             authenticator=configuration.authenticator,
@@ -244,17 +242,9 @@ class Replicator:
             heartbeat_s=configuration.heartbeat,
             now=self._now,
             note_certificate=self._note_certificate,
+            network_interface=configuration.network_interface,
         )
-        if isinstance(configuration.target, str):
-            async with open_endpoint(Endpoint.parse(configuration.target), access) as connected:
-                yield connected
-            return
-        made = await configuration.target()
-        if isinstance(made, trio.abc.Stream):
-            async with open_websocket(made, UNNAMED_ENDPOINT, access) as transport:
-                yield Connected(transport)
-        else:
-            yield Connected(made)
+        return open_target(Endpoint.parse(target) if isinstance(target, str) else target, access)
 
     def _make_session(self, transport: MessageTransport) -> ActiveSession:
         configuration = self.configuration

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-import trio
 from cryptography import x509
 
 from trio_p2p import limits
 from trio_p2p.errors import ConfigurationError
 from trio_p2p.ids import document_id
 from trio_p2p.model.conflict import ConflictResolver, default_conflict_resolver
-from trio_p2p.replication.connector import Endpoint
+from trio_p2p.replication.connector import Dial, Endpoint, check_headers
 from trio_p2p.replication.session import CollectionPlan
 from trio_p2p.security.auth import BasicAuthenticator, ClientCertificateAuthenticator
 from trio_p2p.security.trust import Roots, Trust, parse_pinned, parse_roots
 from trio_p2p.store.database import Collection, Database
-from trio_p2p.transport.base import MessageTransport
 
 
 class ReplicatorType(Enum):
@@ -42,12 +39,6 @@ class CollectionConfiguration:
     conflict_resolver: ConflictResolver | None = None
 
 
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_HEADER_VALUE = re.compile(r"(?:\S(?:[^\x00-\x1f\x7f]*\S)?)?")
-
-Target = str | Callable[[], Awaitable[MessageTransport | trio.abc.Stream]]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicatorConfiguration:
     """What to replicate with whom, and how. A wrong combination raises ConfigurationError.
@@ -59,12 +50,13 @@ class ReplicatorConfiguration:
     the server, which counts before anything else; or any certificate that signed itself, or those
     that lead to `trusted_root_certificates` (PEM, DER or objects) and name the host, or to the
     system's. `authenticator` is what to show to the server once it is trusted, `headers` go with
-    it. `heartbeat` is the silence in seconds before a ping, `max_attempts` counts connection
-    attempts in a row (None: 10 one-shot, unlimited continuous), `max_attempt_wait` is the longest
-    pause between them in seconds.
+    it. `network_interface`, a name or an address, is where connections to a URL come from.
+    `heartbeat` is the silence in seconds before a ping, `max_attempts` counts connection attempts
+    in a row (None: 10 one-shot, unlimited continuous), `max_attempt_wait` is the longest pause
+    between them in seconds.
     """
 
-    target: Target
+    target: str | Dial
     collections: Sequence[Collection] | Mapping[Collection, CollectionConfiguration]
     target_id: str | None = None
     replicator_type: ReplicatorType = ReplicatorType.PUSH_AND_PULL
@@ -74,6 +66,7 @@ class ReplicatorConfiguration:
     accept_only_self_signed_server_certificate: bool = False
     trusted_root_certificates: Roots | None = None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    network_interface: str | None = None
     heartbeat: float = limits.HEARTBEAT_S
     max_attempts: int | None = None
     max_attempt_wait: float = limits.ATTEMPT_WAIT_S_MAX
@@ -104,10 +97,9 @@ class ReplicatorConfiguration:
                 raise ConfigurationError("a ws:// URL has no certificate to trust: use wss://")
             if isinstance(self.authenticator, ClientCertificateAuthenticator):
                 raise ConfigurationError("client certificates need TLS: use wss://")
-        for name, value in self.headers.items():
-            # The value may be a secret, so no error repeats it.
-            if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
-                raise ConfigurationError("HTTP forbids such a header", name=name)
+        check_headers(
+            self.headers, authenticated=isinstance(self.authenticator, BasicAuthenticator)
+        )
 
     @property
     def database(self) -> Database:

@@ -10,6 +10,7 @@ from trio_p2p.errors import (
     DatabaseNotFoundError,
     DocumentNotFoundError,
     ListenError,
+    NetworkUnavailableError,
     ReplicationError,
     StoreFormatError,
     StoreFullError,
@@ -28,6 +29,7 @@ ADVICE: Final[tuple[tuple[type[TrioP2PError], str], ...]] = (
     (CollectionNotFoundError, "`trio-p2p info` lists the collections there are"),
     (DocumentNotFoundError, "`trio-p2p ls` lists the documents there are"),
     (ListenError, "choose another --port or --interface"),
+    (NetworkUnavailableError, "check the host in the URL, and this machine's network"),
     (TrustError, "pass its fingerprint with --pin, its authority with --ca, or --self-signed"),
 )
 

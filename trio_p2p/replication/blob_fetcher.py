@@ -20,7 +20,8 @@ from trio_p2p.store.blobs import Blob, IncomingBlob
 
 STATUS_TOO_MUCH = 400
 STATUS_DAMAGED = 502
-STATUS_INSUFFICIENT_STORAGE = 507
+# Transient: with any other status than such a one the peer would take the document for done.
+STATUS_FULL = 503
 
 # What is compressed already. Source: LiteCore's c4BlobStore.cc.
 _COMPRESSED_TYPES = ("zip", "audio/", "image/", "video/")
@@ -104,7 +105,7 @@ class BlobFetcher:
         except PeerError as exc:
             failure = RevisionOutcome(exc.code, f"no blob: {exc.text}", retryable=True)
         except StoreError as exc:
-            failure = RevisionOutcome(STATUS_INSUFFICIENT_STORAGE, str(exc), retryable=True)
+            failure = RevisionOutcome(STATUS_FULL, str(exc), retryable=True)
         self._fetching -= 1
         for waiting in self._waiting.pop(wanted.sha1):
             waiting.settle(wanted.sha1, failure)

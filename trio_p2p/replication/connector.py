@@ -1,10 +1,10 @@
-"""Connects to a peer by its URL: TCP, then TLS, then WebSocket."""
+"""Connects to a peer: by its URL (TCP, TLS, WebSocket), or by a function of the user's."""
 
 from __future__ import annotations
 
+import math
 import re
-import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,11 +17,12 @@ from cryptography import x509
 
 from trio_p2p import limits
 from trio_p2p.errors import (
+    CallbackError,
     ConfigurationError,
-    ConnectError,
     ConnectionLostError,
     HandshakeError,
     PeerUnreachableError,
+    TrioP2PError,
     TrustError,
 )
 from trio_p2p.replication.profiles.couchbase import SUBPROTOCOL
@@ -30,12 +31,20 @@ from trio_p2p.security.tls import open_client_tls, refusal
 from trio_p2p.security.tls_stream import TLSStream
 from trio_p2p.security.trust import Trust
 from trio_p2p.transport.base import MessageTransport
+from trio_p2p.transport.tcp import connect_error, open_tcp
 from trio_p2p.transport.websocket import open_client_websocket
 
 DEFAULT_PORTS = {"ws": 80, "wss": 443}
 SYNC_PATH = "/_blipsync"
 
 _URL_CHARACTERS = re.compile("[!-~]*")
+# RFC 9110, sections 5.1 and 5.5; what is not ASCII means different things to different servers.
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[!-~]([ \t!-~]*[!-~])?")
+# What the handshake itself says, and how its end is found.
+_HANDSHAKE_HEADERS = frozenset(
+    {"host", "connection", "upgrade", "content-length", "transfer-encoding", "te", "trailer"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +101,13 @@ UNNAMED_ENDPOINT = Endpoint(False, "localhost", DEFAULT_PORTS["ws"], "")
 """For streams that were connected in another way: the peer serves one database, unnamed."""
 
 
+Dial = Callable[[], Awaitable[MessageTransport | trio.abc.Stream]]
+"""Makes a connection of the user's own: a stream, which WebSocket is spoken on, or a transport."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """How to connect: whom to trust, and as whom to appear."""
+    """How to connect: from where, whom to trust, and as whom to appear."""
 
     trust: Trust
     authenticator: BasicAuthenticator | ClientCertificateAuthenticator | None = None
@@ -103,6 +116,7 @@ class Access:
     now: Callable[[], datetime]
     note_certificate: Callable[[x509.Certificate], None] = lambda certificate: None
     """Told what the peer presented, whether or not it is trusted."""
+    network_interface: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +126,55 @@ class Connected:
     transport: MessageTransport
 
 
+def check_headers(headers: Mapping[str, str], *, authenticated: bool = False) -> None:
+    """Check the headers that a user adds to the handshake. Raises ConfigurationError.
+
+    They may not say what the handshake says itself, nor, where the peer is `authenticated` to,
+    what the authenticator does.
+    """
+    for name, value in headers.items():
+        # A value may be a secret: the error does not repeat it.
+        if not (isinstance(name, str) and _HEADER_NAME.fullmatch(name)):
+            raise ConfigurationError("not the name of a header", name=name)
+        if not (isinstance(value, str) and _HEADER_VALUE.fullmatch(value)):
+            raise ConfigurationError(
+                "the value of a header is visible ASCII, with spaces only inside", name=name
+            )
+        lower = name.lower()
+        if lower in _HANDSHAKE_HEADERS or lower.startswith("sec-websocket-"):
+            raise ConfigurationError("the handshake sets this header itself", name=name)
+        if authenticated and lower == "authorization":
+            raise ConfigurationError("the authenticator sets this header", name=name)
+
+
 @asynccontextmanager
-async def open_endpoint(endpoint: Endpoint, access: Access) -> AsyncIterator[Connected]:
+async def open_target(target: Endpoint | Dial, access: Access) -> AsyncIterator[Connected]:
     """Connect; leaving the block ends the connection.
 
-    Raises: PeerUnreachableError, ConnectError, TrustError, AuthError, HandshakeError,
-    ConnectionLostError; ConfigurationError if our own certificate cannot be found or made.
+    Raises: PeerUnreachableError, also if all this takes longer than CONNECT_TIMEOUT_S;
+    NetworkUnavailableError, ConnectError, TrustError, AuthError, HandshakeError,
+    ConnectionLostError; ConfigurationError if our own certificate cannot be found or made;
+    CallbackError if a function of the user's raised.
     Cancelling: safe.
     """
-    stream: trio.abc.Stream = await _open_tcp(endpoint)
+    if isinstance(target, Endpoint):
+        opening = open_endpoint(target, access)
+    else:
+        opening = _open_dialled(target, access)
+    with trio.move_on_after(limits.CONNECT_TIMEOUT_S) as scope:
+        async with opening as connected:
+            scope.deadline = math.inf
+            yield connected
+    if scope.cancelled_caught:
+        raise PeerUnreachableError("the peer does not answer", seconds=limits.CONNECT_TIMEOUT_S)
+
+
+@asynccontextmanager
+async def open_endpoint(endpoint: Endpoint, access: Access) -> AsyncIterator[Connected]:
+    """Connect to a URL; leaving the block ends the connection. As `open_target`."""
+    stream: trio.abc.Stream = await open_tcp(
+        endpoint.host, endpoint.port, network_interface=access.network_interface
+    )
     tls: TLSStream | None = None
     is_open = False
     try:
@@ -182,27 +236,34 @@ def _user_agent() -> str:
     return f"trio-p2p/{version('trio-p2p')}"
 
 
-async def _open_tcp(endpoint: Endpoint) -> trio.SocketStream:
+@asynccontextmanager
+async def _open_dialled(dial: Dial, access: Access) -> AsyncIterator[Connected]:
+    made = await _dial(dial)
+    if isinstance(made, trio.abc.Stream):
+        async with open_websocket(made, UNNAMED_ENDPOINT, access) as transport:
+            yield Connected(transport)
+        return
     try:
-        with trio.fail_after(limits.CONNECT_TIMEOUT_S):
-            return await trio.open_tcp_stream(endpoint.host, endpoint.port)
-    except trio.TooSlowError as exc:
-        raise PeerUnreachableError("the peer does not answer", url=str(endpoint)) from exc
-    except socket.gaierror as exc:
-        if exc.errno == socket.EAI_NONAME:
-            # Looked up and not there; a name server that cannot be reached is another error.
-            raise ConnectError("there is no host of this name", url=str(endpoint)) from exc
-        raise PeerUnreachableError(f"the host cannot be looked up: {exc}") from exc
-    except UnicodeError as exc:
-        raise ConnectError("no host can have this name", url=str(endpoint)) from exc
+        yield Connected(made)
+    finally:
+        made.abort()
+
+
+async def _dial(dial: Dial) -> MessageTransport | trio.abc.Stream:
+    """Call a function of the user's, whose failures mean what those of the system's would."""
+    try:
+        made = await dial()
+    except TrioP2PError:
+        raise
     except OSError as exc:
-        raise PeerUnreachableError(f"no connection: {_reason(exc)}", url=str(endpoint)) from exc
-
-
-def _reason(error: OSError) -> str:
-    """What the system said; Trio puts the failures of several addresses into a group."""
-    cause: BaseException = error.__cause__ or error
-    while isinstance(cause, BaseExceptionGroup):
-        cause = cause.exceptions[0]
-    text = cause.strerror if isinstance(cause, OSError) else None
-    return text or str(error)
+        raise connect_error(exc) from exc
+    except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as exc:
+        raise PeerUnreachableError("no connection could be made") from exc
+    except Exception as exc:  # The guard around a function of the user's.
+        raise CallbackError("the function that connects to the peer raised") from exc
+    if not isinstance(made, trio.abc.Stream) and not hasattr(made, "abort"):
+        raise CallbackError(
+            "the function that connects to the peer returned neither stream nor transport",
+            got=type(made).__name__,
+        )
+    return made

@@ -9,15 +9,20 @@ from trio_p2p.errors import (
     ReplicationError,
     TrioP2PError,
 )
+from trio_p2p.transport.base import CLOSE_GOING_AWAY, CLOSE_NORMAL
 
 
-def replication_error(cause: TrioP2PError | BaseExceptionGroup[TrioP2PError]) -> ReplicationError:
+def replication_error(
+    cause: TrioP2PError | BaseExceptionGroup[TrioP2PError], *, continuous: bool = False
+) -> ReplicationError:
     """The error to raise from `cause`; of a group, the member that tells most counts.
 
-    A lost connection is often but the consequence of something else in the group.
+    A lost connection is often but the consequence of something else in the group. A `continuous`
+    replication can also wait for the network to change.
     """
     error = _most_telling(cause)
-    return ReplicationError(str(error), status=_status(error), retryable=error.retryable)
+    retryable = error.retryable or (continuous and error.network_dependent)
+    return ReplicationError(str(error), status=_status(error), retryable=retryable)
 
 
 def _most_telling(cause: TrioP2PError | BaseExceptionGroup[TrioP2PError]) -> TrioP2PError:
@@ -33,8 +38,12 @@ def _most_telling(cause: TrioP2PError | BaseExceptionGroup[TrioP2PError]) -> Tri
 
 def _status(error: TrioP2PError) -> int | None:
     match error:
-        case PeerError(code=code) | ConnectionLostError(code=code):
-            return code
+        case ConnectionLostError(code=code):
+            # That the peer left in peace tells nothing: what was to be done is not done. So does
+            # Couchbase Lite.
+            return CLOSE_GOING_AWAY if code == CLOSE_NORMAL else code
+        case PeerError(status=status):
+            return status
         case HandshakeError(status=status) | ReplicationError(status=status):
             return status
         case _:

@@ -20,7 +20,7 @@ from trio_p2p.model.conflict import (
     supersede,
 )
 from trio_p2p.model.document import Revision
-from trio_p2p.replication.blob_fetcher import STATUS_INSUFFICIENT_STORAGE, BlobFetcher
+from trio_p2p.replication.blob_fetcher import STATUS_FULL, BlobFetcher
 from trio_p2p.replication.knowledge import RemoteKnowledge
 from trio_p2p.replication.link import Link
 from trio_p2p.replication.messages import RevisionOutcome, SentRevision
@@ -131,8 +131,9 @@ class Inserter:
         try:
             insertions = await self._link.engine.write(job)
         except StoreFullError as exc:
-            full = RevisionOutcome(STATUS_INSUFFICIENT_STORAGE, str(exc), retryable=True)
-            return [Insertion(full)] * len(batch)
+            if self._knowledge is not None:
+                raise  # It ends the replication: nothing more can be pulled.
+            return [Insertion(RevisionOutcome(STATUS_FULL, str(exc), retryable=True))] * len(batch)
         if self._knowledge is not None:
             for arrived, insertion in zip(batch, insertions, strict=True):
                 if not insertion.outcome.failed:

@@ -13,6 +13,7 @@ from trio_p2p.errors import (
     DuplicateDatabaseError,
     PeerError,
     ReplicationError,
+    StoreFullError,
     TrioP2PError,
 )
 from trio_p2p.model.conflict import ConflictResolver
@@ -44,12 +45,12 @@ from trio_p2p.replication.resolver import Resolver
 from trio_p2p.store import remotes
 from trio_p2p.store.database import Collection
 from trio_p2p.store.transaction import WriteTransaction
-from trio_p2p.transport.base import MessageTransport
-
-CLOSE_NORMAL = 1000
-# Couchbase Lite's codes for "try again later" and "do not come back".
-CLOSE_TRANSIENT = 4001
-CLOSE_PERMANENT = 4002
+from trio_p2p.transport.base import (
+    CLOSE_NORMAL,
+    CLOSE_PERMANENT,
+    CLOSE_TRANSIENT,
+    MessageTransport,
+)
 
 DEFAULT_COLLECTION = "_default"
 # How a peer refuses a session that names collections, if it does not, or the other way round.
@@ -192,10 +193,10 @@ class ActiveSession:
         if failure is not None:
             raise self._error(failure) from failure
         if lost is not None and not self._finished:
-            raise replication_error(lost) from lost
+            raise self._error(lost) from lost
 
     def _error(self, failure: BaseExceptionGroup[TrioP2PError]) -> ReplicationError:
-        error = replication_error(failure)
+        error = replication_error(failure, continuous=self._plan.continuous)
         names = [plan.collection.full_name for plan in self._plan.collections]
         if self._profile.is_understood or names != [DEFAULT_COLLECTION]:
             return error
@@ -204,16 +205,19 @@ class ActiveSession:
         return NamingRefusedError(error.message, status=error.status)
 
     async def _say_goodbye(self, failure: BaseExceptionGroup[TrioP2PError] | None) -> None:
-        """Close with the code that Couchbase Lite would: what the peer refused is its own doing."""
+        """Close with the code that Couchbase Lite would.
+
+        What the peer refused is its own doing, and a full disk is not passing soon.
+        """
         if failure is None:
             await self._peer.flush()
             # From here on, that the connection ends is no failure.
             self._finished = True
             await self._transport.aclose(CLOSE_NORMAL)
-        elif failure.split(PeerError)[0] is None:
+        elif failure.split((PeerError, StoreFullError))[0] is None:
             await self._transport.aclose(CLOSE_NORMAL)
         else:
-            retryable = replication_error(failure).retryable
+            retryable = self._error(failure).retryable
             await self._transport.aclose(CLOSE_TRANSIENT if retryable else CLOSE_PERMANENT)
 
     async def _replicate(self) -> None:

@@ -14,8 +14,12 @@ import trio
 
 # WebSocket close codes (RFC 6455, section 7.4.1), which other transports borrow.
 CLOSE_NORMAL = 1000
+CLOSE_GOING_AWAY = 1001
 CLOSE_UNSUPPORTED_DATA = 1003
 CLOSE_ABNORMAL = 1006
+# Couchbase Lite's codes for "come back later" and "do not come back".
+CLOSE_TRANSIENT = 4001
+CLOSE_PERMANENT = 4002
 
 
 class MessageTransport(Protocol):

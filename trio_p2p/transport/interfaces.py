@@ -14,12 +14,10 @@ from trio_p2p.errors import ListenError
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-def addresses_of(interface: str) -> list[Address]:
+def interface_addresses(interface: str) -> list[Address]:
     """The addresses of a network interface given by name, or the one address given.
 
-    Of a named interface its first address counts, link-local ones left out where there are others.
-
-    Raises: ListenError if this machine has no such interface.
+    Those that are not link-local come first; none at all if this machine has no such interface.
     """
     try:
         return [ipaddress.ip_address(interface)]
@@ -27,10 +25,19 @@ def addresses_of(interface: str) -> list[Address]:
         pass
     for adapter in ifaddr.get_adapters():
         if interface in (adapter.name, adapter.nice_name):
-            found = sorted(_addresses(adapter), key=lambda address: address.is_link_local)
-            if found:
-                return found[:1]
-    raise ListenError("this machine has no such network interface", interface=interface)
+            return sorted(_addresses(adapter), key=lambda address: address.is_link_local)
+    return []
+
+
+def addresses_of(interface: str) -> list[Address]:
+    """Where to listen on a network interface: at its first address, or the one address given.
+
+    Raises: ListenError if this machine has no such interface.
+    """
+    found = interface_addresses(interface)
+    if not found:
+        raise ListenError("this machine has no such network interface", interface=interface)
+    return found[:1]
 
 
 def own_addresses() -> list[Address]:
@@ -72,7 +79,14 @@ def _wildcards() -> list[str]:
 
 
 def _addresses(adapter: ifaddr.Adapter) -> list[Address]:
-    # An IPv4 address is its text, an IPv6 address a tuple that begins with it.
-    return [
-        ipaddress.ip_address(ip.ip if isinstance(ip.ip, str) else ip.ip[0]) for ip in adapter.ips
-    ]
+    return [_address(ip.ip) for ip in adapter.ips]
+
+
+def _address(told: str | tuple[str, int, int]) -> Address:
+    """An IPv4 address is told as text, an IPv6 one with flow label and scope."""
+    if isinstance(told, str):
+        return ipaddress.ip_address(told)
+    text, _, scope = told
+    address = ipaddress.ip_address(text)
+    # Every interface has link-local addresses of the same network: they are of use only with it.
+    return ipaddress.ip_address(f"{text}%{scope}") if address.is_link_local and scope else address

@@ -27,6 +27,12 @@ def test_a_certificate_that_ended_a_replication_is_told_how_to_trust() -> None:
     assert "--self-signed" in sentence(error)
 
 
+def test_a_network_that_leads_nowhere_is_told_to_be_checked() -> None:
+    error = errors.ReplicationError("there is no host of this name")
+    error.__cause__ = errors.NetworkUnavailableError("there is no host of this name")
+    assert "check the host" in sentence(error)
+
+
 def test_an_error_without_advice_speaks_for_itself() -> None:
     assert sentence(errors.StoreCorruptError("damaged", path="a.p2p")) == "damaged (path='a.p2p')"
     assert sentence(errors.ReplicationError("stopped")) == "stopped"

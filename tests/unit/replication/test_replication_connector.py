@@ -1,7 +1,7 @@
 """Where a peer listens, and which failures to connect are told apart."""
 
+import errno
 import socket
-from datetime import UTC, datetime
 from importlib.metadata import version
 
 import pytest
@@ -10,9 +10,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import memory_stream_pair
 
-from trio_p2p.errors import ConfigurationError, ConnectError, PeerUnreachableError
-from trio_p2p.replication.connector import Access, Endpoint, open_endpoint, open_websocket
+from trio_p2p import limits
+from trio_p2p.errors import (
+    CallbackError,
+    ConfigurationError,
+    ConnectError,
+    ConnectionLostError,
+    NetworkUnavailableError,
+    PeerUnreachableError,
+    TrioP2PError,
+)
+from trio_p2p.replication.connector import (
+    Access,
+    Endpoint,
+    check_headers,
+    open_target,
+)
+from trio_p2p.replication.profiles.couchbase import SUBPROTOCOL
+from trio_p2p.security.auth import BasicAuthenticator
 from trio_p2p.security.trust import Trust
+from trio_p2p.transport.memory import memory_transport_pair
 from trio_p2p.transport.websocket import Accept, open_server_websocket
 
 ENDPOINTS = {
@@ -143,66 +160,218 @@ def test_an_endpoint_is_written_as_the_url_it_is_read_from(endpoint):
     assert Endpoint.parse(str(endpoint)) == endpoint
 
 
-# --- Failures to connect --------------------------------------------------------------------------
+# --- Headers --------------------------------------------------------------------------------------
 
 
-async def failure_of(host, port=80):
-    """What connecting to this address raises."""
-    access = Access(trust=Trust(), headers={}, heartbeat_s=300, now=lambda: None)
-    with pytest.raises(ConnectError) as caught:
-        async with open_endpoint(Endpoint(False, host, port, "/db"), access):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("X-Till", "7"), ("Cookie", "a=b; c=d"), ("User-Agent", "shop/2 (linux)"), ("x", "!~\t!")],
+)
+def test_headers_of_ones_own_are_sent(name, value):
+    check_headers({name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("", "x"),
+        ("a b", "x"),
+        ("a:", "x"),
+        ("a\n", "x"),
+        ("ä", "x"),
+        ("a", ""),
+        ("a", " x"),
+        ("a", "x "),
+        ("a", "x\r\nb: y"),
+        ("a", "x\x00"),
+        ("a", "ä"),
+        ("a", 1),
+        (1, "a"),
+    ],
+)
+def test_what_cannot_stand_in_a_header_is_refused(name, value):
+    with pytest.raises(ConfigurationError):
+        check_headers({name: value})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Host",
+        "connection",
+        "UPGRADE",
+        "Sec-WebSocket-Key",
+        "sec-websocket-protocol",
+        "Sec-WebSocket-Extensions",
+        "Content-Length",
+        "Transfer-Encoding",
+    ],
+)
+def test_the_handshake_cannot_be_spoken_over(name):
+    with pytest.raises(ConfigurationError):
+        check_headers({name: "x"})
+
+
+def test_an_authenticator_is_not_spoken_over_either():
+    check_headers({"Authorization": "Bearer x"})
+    with pytest.raises(ConfigurationError):
+        check_headers({"authorization": "Bearer x"}, authenticated=True)
+
+
+def test_a_value_that_is_refused_is_not_repeated_in_the_error():
+    with pytest.raises(ConfigurationError) as caught:
+        check_headers({"X-Token": "secret\n"})
+    assert "secret" not in str(caught.value)
+
+
+# --- Connecting -----------------------------------------------------------------------------------
+
+
+def accessing(**settings):
+    defaults = {"trust": Trust(), "headers": {}, "heartbeat_s": 300, "now": lambda: None}
+    return Access(**(defaults | settings))
+
+
+async def failure_of(target, **settings):
+    """What connecting to this target raises."""
+    with pytest.raises(TrioP2PError) as caught:
+        async with open_target(target, accessing(**settings)):
             pass
     return caught.value
 
 
-class Names(trio.abc.HostnameResolver):
-    """Fails to look up any name, with this error."""
+async def request_to(server, access):
+    """The request that a server of ours is sent."""
+    requests = []
 
-    def __init__(self, error):
-        self._error = error
+    async def decide(request):
+        requests.append(request)
+        return Accept(SUBPROTOCOL)
 
-    async def getaddrinfo(self, host, port, family=0, type=0, proto=0, flags=0):
-        raise self._error
+    async def serve():
+        async with open_server_websocket(server[1], decide) as transport:
+            with pytest.raises(ConnectionLostError):
+                await transport.receive()
 
-    async def getnameinfo(self, sockaddr, flags):
-        raise self._error
+    async def dial():
+        return server[0]
 
-
-@pytest.fixture
-async def lookup_fails_with():
-    def set_error(error):
-        trio.socket.set_custom_hostname_resolver(Names(error))
-
-    yield set_error
-    trio.socket.set_custom_hostname_resolver(None)
-
-
-@pytest.mark.behaviour("R5")
-async def test_a_name_that_nobody_has_is_an_error_for_good(lookup_fails_with):
-    lookup_fails_with(socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
-    error = await failure_of("nobody.invalid")
-    assert type(error) is ConnectError
-    assert not error.retryable
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        async with open_target(dial, access) as connected:
+            assert connected.transport is not None
+    return requests[0]
 
 
-async def test_a_name_server_that_does_not_answer_may_answer_later(lookup_fails_with):
-    lookup_fails_with(socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"))
-    assert type(await failure_of("host.example")) is PeerUnreachableError
+async def test_the_handshake_says_who_asks_for_what():
+    ann = BasicAuthenticator("ann", "s3cret")
+    access = accessing(headers={"X-Till": "7"}, authenticator=ann)
+    request = await request_to(memory_stream_pair(), access)
+    assert request.path == "/_blipsync"
+    assert request.header("x-till") == "7"
+    assert request.header("authorization") == ann.header()[1]
 
 
-@pytest.mark.parametrize("host", ["a..b", "x" * 64])
-async def test_a_name_that_nobody_can_have_is_an_error_for_good(host):
-    assert type(await failure_of(host)) is ConnectError
+def silent_stream(silence):
+    async def dial():
+        return memory_stream_pair()[0]
+
+    async def never():
+        await trio.sleep_forever()
+
+    return {"dialling": never, "the handshake": dial}[silence]
 
 
-async def test_a_port_where_nobody_listens_is_told_with_the_reason(free_port):
-    error = await failure_of("127.0.0.1", free_port)
+@pytest.mark.parametrize("silence", ["dialling", "the handshake"])
+async def test_a_peer_that_does_not_answer_is_given_up_in_time(silence, autojump_clock):
+    error = await failure_of(silent_stream(silence))
     assert type(error) is PeerUnreachableError
-    assert "refused" in str(error)
+    assert trio.current_time() == pytest.approx(limits.CONNECT_TIMEOUT_S)
 
 
-async def test_a_peer_that_does_not_answer_is_given_up_in_time(lookup_hangs, autojump_clock):
-    assert type(await failure_of("host.example")) is PeerUnreachableError
+async def test_all_steps_of_connecting_share_one_deadline(autojump_clock):
+    async def dial_slowly():
+        await trio.sleep(limits.CONNECT_TIMEOUT_S - 1)
+        return memory_stream_pair()[0]
+
+    assert type(await failure_of(dial_slowly)) is PeerUnreachableError
+    assert trio.current_time() == pytest.approx(limits.CONNECT_TIMEOUT_S)
+
+
+async def test_a_name_that_is_looked_up_for_ever_is_given_up_in_time(autojump_clock):
+    class Hanging(trio.abc.HostnameResolver):
+        async def getaddrinfo(self, host, port, family=0, type=0, proto=0, flags=0):
+            await trio.sleep_forever()
+
+        async def getnameinfo(self, sockaddr, flags):
+            await trio.sleep_forever()
+
+    trio.socket.set_custom_hostname_resolver(Hanging())
+    error = await failure_of(Endpoint(True, "host.example", 80, "/db"))
+    trio.socket.set_custom_hostname_resolver(None)
+    assert type(error) is PeerUnreachableError
+
+
+async def test_a_connection_once_made_has_no_deadline(autojump_clock):
+    near, _ = memory_transport_pair()
+
+    async def dial():
+        return near
+
+    async with open_target(dial, accessing()) as connected:
+        await trio.sleep(10 * limits.CONNECT_TIMEOUT_S)
+        assert connected.transport is near
+
+
+async def test_a_transport_of_ones_own_is_cut_when_the_block_is_left():
+    near, far = memory_transport_pair()
+
+    async def dial():
+        return near
+
+    async with open_target(dial, accessing()):
+        pass
+    with pytest.raises(ConnectionLostError):
+        await far.receive()
+
+
+@pytest.mark.parametrize(
+    ("raised", "error"),
+    [
+        (ConnectionRefusedError(errno.ECONNREFUSED, "refused"), PeerUnreachableError),
+        (OSError(errno.ENETUNREACH, "unreachable"), NetworkUnavailableError),
+        (PermissionError(errno.EACCES, "denied"), ConnectError),
+        (trio.BrokenResourceError(), PeerUnreachableError),
+        (trio.TooSlowError(), PeerUnreachableError),
+        (ConnectionLostError("gone"), ConnectionLostError),
+        (LookupError("a bug"), CallbackError),
+        (ExceptionGroup("", [LookupError("a bug")]), CallbackError),
+    ],
+)
+async def test_what_a_function_that_connects_raises_is_understood(raised, error):
+    async def dial():
+        raise raised
+
+    assert type(await failure_of(dial)) is error
+
+
+@pytest.mark.parametrize("made", [None, b"", socket.socket])
+async def test_a_function_that_connects_returns_a_stream_or_a_transport(made):
+    async def dial():
+        return made
+
+    assert type(await failure_of(dial)) is CallbackError
+
+
+async def test_a_function_that_connects_is_async():
+    assert type(await failure_of(lambda: memory_stream_pair()[0])) is CallbackError
+
+
+async def test_the_network_interface_is_where_a_connection_comes_from(free_port):
+    endpoint = Endpoint(False, "127.0.0.1", free_port, "/db")
+    assert type(await failure_of(endpoint)) is PeerUnreachableError
+    error = await failure_of(endpoint, network_interface="no-such-interface")
+    assert type(error) is NetworkUnavailableError
 
 
 @pytest.fixture
@@ -213,44 +382,10 @@ def free_port():
         yield held.getsockname()[1]
 
 
-@pytest.fixture
-async def lookup_hangs():
-    class Hanging(Names):
-        async def getaddrinfo(self, *args, **kwargs):
-            await trio.sleep_forever()
-
-    trio.socket.set_custom_hostname_resolver(Hanging(None))
-    yield
-    trio.socket.set_custom_hostname_resolver(None)
-
-
 @pytest.mark.behaviour("W3a", "W6")
 @pytest.mark.parametrize("given", [{}, {"User-Agent": "till/3"}, {"USER-AGENT": "till/3"}])
 async def test_the_request_names_us_and_holds_the_users_headers(given):
-    ours, theirs = memory_stream_pair()
-    requests = []
-
-    async def decide(request):
-        await trio.lowlevel.checkpoint()
-        requests.append(request)
-        return Accept(request.subprotocols[0])
-
-    async def serve():
-        async with open_server_websocket(theirs, decide):
-            await trio.sleep_forever()
-
-    access = Access(
-        trust=Trust(),
-        headers={"X-Till": "3", **given},
-        heartbeat_s=300.0,
-        now=lambda: datetime.now(UTC),
-    )
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve)
-        async with open_websocket(ours, Endpoint(False, "host", 80, "/db"), access):
-            pass
-        nursery.cancel_scope.cancel()
-    [request] = requests
+    request = await request_to(memory_stream_pair(), accessing(headers={"X-Till": "3", **given}))
     agents = [value for name, value in request.headers if name.lower() == "user-agent"]
     assert agents == ["till/3" if given else f"trio-p2p/{version('trio-p2p')}"]
     assert request.header("x-till") == "3"

@@ -5,6 +5,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_p2p import limits
+from trio_p2p.errors import StoreFullError
 from trio_p2p.ids import DocumentID, SourceID
 from trio_p2p.model.codec import encode_body
 from trio_p2p.model.document import EMPTY_BODY, Revision
@@ -169,9 +170,20 @@ async def test_a_full_database_takes_no_more_but_may_later(tmp_path, nursery):
         nursery.start_soon(receiver.inserter.run)
         large = revision(1, body={"text": "x" * 2**21})
         outcomes = await receiver.outcomes((A, large), (B, revision(1)))
-        assert [(outcome.status, outcome.retryable) for outcome in outcomes] == [(507, True)] * 2
+        assert [(outcome.status, outcome.retryable) for outcome in outcomes] == [(503, True)] * 2
         assert await receiver.outcomes((B, revision(1))) == [STORED]
         nursery.cancel_scope.cancel()
+
+
+async def test_a_full_database_ends_a_replication_that_pulls(tmp_path):
+    async with open_test_database(
+        tmp_path / "small", map_size_max=2**20, clock=lambda: NOW
+    ) as database:
+        receiver = Receiver(database, RemoteKnowledge(1, 1))
+        sent = SentRevision(A, "1", revision(1, body={"text": "x" * 2**21}))
+        receiver.inserter.add(sent, lambda insertion: None)
+        with pytest.RaisesGroup(StoreFullError):
+            await receiver.inserter.run()
 
 
 async def test_a_batch_that_is_being_stored_when_it_is_cancelled_is_stored(database):
