@@ -83,6 +83,7 @@ def expected_digests(value, root=True):
     return found
 
 
+@pytest.mark.behaviour("A8")
 @given(st.dictionaries(st.sampled_from("xyz"), values, max_size=3))
 def test_the_digests_in_a_body_are_found_wherever_they_stand(body):
     encoded = encode_body(body)

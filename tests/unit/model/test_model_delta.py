@@ -138,6 +138,7 @@ def naive_edit(old, edits):
 # --- Making ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("D7")
 @pytest.mark.parametrize(
     ("old", "new", "delta"),
     [
@@ -187,6 +188,7 @@ def test_a_delta_tells_what_changed(old, new, delta):
     assert shown(naive_apply(old, made)) == shown(new)
 
 
+@pytest.mark.behaviour("D7")
 def test_a_long_text_is_edited():
     delta = make_delta({"a": LONG}, {"a": LONG.replace("oak", "old elm")})
     assert delta == {"a": ["44=2-6+ld elm|26=", 0, 2]}
@@ -214,6 +216,7 @@ def test_a_blob_is_replaced_as_a_whole():
     assert make_delta({"a": [old, 1]}, {"a": [old, 2]}) == {"a": {"1": 2}}
 
 
+@pytest.mark.behaviour("D7")
 @given(edited_objects())
 @example(({"a": [1, 1]}, {"a": [1, True]}))
 def test_applying_a_delta_yields_the_other_body_to_the_last_type(bodies):
@@ -236,6 +239,7 @@ def test_the_delta_of_encoded_bodies_leads_from_one_to_the_other(bodies):
     assert shown(decode_body(patch_body(old, body_delta(old, new)))) == shown(decode_body(new))
 
 
+@pytest.mark.behaviour("D7")
 @given(objects)
 def test_no_change_is_an_empty_delta(body):
     shuffled = dict(reversed(body.items()))
@@ -296,6 +300,7 @@ def test_measuring_what_is_nested_ends_before_it_takes_long(monkeypatch):
 # --- Applying -------------------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("D7")
 @pytest.mark.parametrize(
     ("delta", "new"),
     [
@@ -319,6 +324,7 @@ def test_what_others_may_write_is_read(delta, new):
     assert shown(naive_apply(base, delta)) == shown(new)
 
 
+@pytest.mark.behaviour("D7")
 @pytest.mark.parametrize(
     "delta",
     [

@@ -70,6 +70,7 @@ def test_edits_count_bytes():
     assert made("日本" * 10 + "xyz", "日本" * 10 + "xé日") == "61=2-5+é日|"
 
 
+@pytest.mark.behaviour("D7")
 def test_a_character_is_never_split_although_its_first_bytes_stay():
     assert made("abcdefgh é", "abcdefgh ¢") == "9=2-2+¢|"
 

@@ -120,6 +120,7 @@ def of(sides, direction, sending):
     return sides.active if (direction == "push") == sending else sides.passive
 
 
+@pytest.mark.behaviour("A1", "A3", "A8")
 async def test_a_document_arrives_with_its_blobs(
     sender, receiver, here, there, direction, autojump_clock
 ):
@@ -142,6 +143,7 @@ async def test_a_document_arrives_with_its_blobs(
     assert received.wire_bytes_received < len(IMAGE) + len(TEXT) / 4
 
 
+@pytest.mark.behaviour("A5")
 async def test_a_blob_is_fetched_once_for_all_documents_and_not_if_it_is_here(
     sender, receiver, here, there, autojump_clock
 ):
@@ -155,6 +157,7 @@ async def test_a_blob_is_fetched_once_for_all_documents_and_not_if_it_is_here(
     assert fetched == 1
 
 
+@pytest.mark.behaviour("A2")
 async def test_many_blobs_arrive(sender, receiver, here, there, autojump_clock):
     for number in range(50):
         body = {"blobs": [await sender.save_blob(b"%d %d" % (number, n)) for n in range(4)]}
@@ -263,6 +266,7 @@ def offering(blob, content, *, refusal=None):
     return answer, asked
 
 
+@pytest.mark.behaviour("A6", "A7")
 @pytest.mark.parametrize(
     ("content", "refusal", "status"),
     [
@@ -319,6 +323,7 @@ async def test_a_blob_that_begins_elsewhere_than_asked_is_received_whole(here, a
     assert [m.properties.get("offset") for m in asked if "digest" in m.properties] == ["4"]
 
 
+@pytest.mark.behaviour("A5")
 async def test_what_is_asked_for_is_proved_or_refused(there, autojump_clock):
     blob = await there.save_blob(b"hello")
     near, far = memory_transport_pair()
@@ -353,6 +358,7 @@ async def test_what_is_asked_for_is_proved_or_refused(there, autojump_clock):
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.behaviour("X5")
 async def test_no_more_than_a_window_of_a_blob_is_in_memory(
     here, there, autojump_clock, monkeypatch
 ):
