@@ -7,7 +7,7 @@ from contextlib import suppress
 import trio
 
 from trio_p2p.blip import Message
-from trio_p2p.errors import ConnectionLostError, PeerError
+from trio_p2p.errors import ConnectionLostError, PeerError, ReplicationError
 from trio_p2p.peer import Peer
 from trio_p2p.replication.journal import Journal
 from trio_p2p.replication.passive import PassiveSession
@@ -27,10 +27,11 @@ class RawClient:
     def __init__(self, nursery: trio.Nursery, database, names=("_default",)) -> None:
         near, far = memory_transport_pair()
         self.peer = Peer(near)
+        self.hang_up = near.cut
         self.heard: list[Message] = []
         self._names = names
         collections = [database.collection(name) for name in names]
-        nursery.start_soon(PassiveSession(far, collections, Journal()).run)
+        nursery.start_soon(self._serve, PassiveSession(far, collections, Journal()))
         nursery.start_soon(self._run)
 
     async def open(self) -> None:
@@ -58,6 +59,10 @@ class RawClient:
         """Send a revision: None if it was taken, else the code of the refusal."""
         properties |= {"id": document_id, "rev": rev, "sequence": "1"}
         return await self.ask("rev", {} if body is None else body, **properties)
+
+    async def _serve(self, session) -> None:
+        with suppress(ReplicationError):
+            await session.run()
 
     async def _run(self) -> None:
         with suppress(ConnectionLostError):

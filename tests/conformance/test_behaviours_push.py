@@ -1,5 +1,6 @@
 """Pushing: what a passive peer has after an active one pushed to it."""
 
+from datetime import UTC, datetime, timedelta
 from random import Random
 
 import pytest
@@ -105,6 +106,23 @@ async def test_a_copy_of_a_database_pushes_as_a_peer_of_its_own(pair, tmp_path):
     run = await pair.replicate()
     assert run.counts == (0, 1)
     await pair.assert_equal()
+
+
+@pytest.mark.behaviour("P10")
+async def test_an_expired_document_is_not_pushed(pair, autojump_clock):
+    await put_many(pair.mine, ["expires", "later", "stays"])
+    now = datetime.fromtimestamp(pair.here.engine.now_ns() / 10**9, UTC)
+    await pair.mine.set_expiration("expires", now + timedelta(seconds=10))
+    await pair.mine.set_expiration("later", now + timedelta(seconds=1_000))
+    await trio.sleep(10)
+    run = await pair.replicate(PUSH)
+    assert (run.counts, run.push_errors) == ((2, 0), {})
+    assert sorted(await bodies(pair.theirs)) == ["later", "stays"]
+    # What expires later is forgotten here only.
+    await trio.sleep(1_000)
+    assert (await pair.replicate(PUSH)).offered == 0
+    assert pair.mine.get("later") is None
+    assert pair.theirs.get("later") is not None
 
 
 @pytest.mark.behaviour("P11", "G2a")

@@ -322,6 +322,7 @@ async def documents_told(syncing: Running) -> int:
     return int(line.split()[1].replace(",", ""))
 
 
+@pytest.mark.behaviour("X1")
 async def test_a_killed_sync_goes_on_near_where_it_was(cli: CommandLine) -> None:
     write_cities(cli.directory / "cities.jsonl", 30_000)
     await cli.run("import", "shop.p2p", "cities.jsonl")
