@@ -29,6 +29,7 @@ class RawClient:
         self.peer = Peer(near)
         self.hang_up = near.cut
         self.heard: list[Message] = []
+        self.answers = True
         self._names = names
         collections = [database.collection(name) for name in names]
         nursery.start_soon(self._serve, PassiveSession(far, collections, Journal()))
@@ -70,7 +71,7 @@ class RawClient:
 
     def _on_request(self, number, message) -> None:
         self.heard.append(message)
-        if not message.no_reply:
+        if self.answers and not message.no_reply:
             wants_all = [[]] * len(json.loads(message.body or b"[]"))
             is_offer = message.properties["Profile"] == "changes"
             self.peer.reply(number, Message({}, json.dumps(wants_all if is_offer else []).encode()))

@@ -587,6 +587,7 @@ D1_EDITED = "2-fe25bbb18152063dbb30ccfbc3fc3196e36cf3eb"
 D2 = "1-b2d8f7810d3a291fc7766d908a5a85240d7ed377"
 
 
+@pytest.mark.behaviour("O10")
 async def test_v32_to_v32_default_a_session_that_names_no_collection_replicates_the_default_one(
     open_side,
 ):
@@ -661,6 +662,7 @@ def read_one(name):
     return read_transcript(TRANSCRIPTS / f"{name}.jsonl")[0]
 
 
+@pytest.mark.behaviour("O10")
 async def test_a_replicator_that_is_refused_for_naming_collections_starts_again_without(
     open_side, push, autojump_clock
 ):
@@ -677,6 +679,7 @@ async def test_a_replicator_that_is_refused_for_naming_collections_starts_again_
     assert lines(second.heard, plan) == lines(second.recorded, plan)
 
 
+@pytest.mark.behaviour("O10")
 async def test_a_replicator_that_is_refused_both_ways_ends_with_the_last_refusal(open_side, push):
     a = open_side("nothing is written here")
     await put_trees(a, {"d1": ([D1], {"v": "3.2", "n": 1})})

@@ -341,6 +341,7 @@ async def test_mixed_revtree_to_vv_documents_with_tree_revisions_are_taken(s):
     assert s.database.default_collection.count == 5
 
 
+@pytest.mark.behaviour("O10")
 async def test_v32_to_v32_default_a_session_that_names_no_collection_is_about_the_default_one(s):
     await converse(s, "v32-to-v32-default", adapt=with_version_vectors)
     assert s.database.default_collection.get("d1").body == {"edit": 1}

@@ -258,7 +258,7 @@ async def test_to_offer_changes_is_for_passive_peers(client):
 # --- Checkpoints ----------------------------------------------------------------------------------
 
 
-@pytest.mark.behaviour("S1", "K7c")
+@pytest.mark.behaviour("S1", "K7c", "O4")
 async def test_a_checkpoint_is_replaced_by_who_knows_its_revision(client):
     await client.open()
     assert await client.refusal("getCheckpoint", client="cp") == ("HTTP", 404)

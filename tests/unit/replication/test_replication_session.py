@@ -356,6 +356,7 @@ async def test_a_peer_that_was_made_anew_gets_everything(here, there, tmp_path):
         assert bodies(anew) == {"a": {"x": 1}, "b": {"x": 1}}
 
 
+@pytest.mark.behaviour("O1")
 async def test_a_peer_at_another_address_is_known_again(here, there):
     await put(here, "a", x=1)
     await sync(here, there)
