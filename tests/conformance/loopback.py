@@ -87,7 +87,7 @@ class Pair:
         self.there = there
         self.clock = clock
         self.attempts = 0
-        self._nursery = nursery
+        self.nursery = nursery
         self._listening = listening
 
     @property
@@ -109,7 +109,7 @@ class Pair:
         """A stream to a listener there."""
         self.attempts += 1
         near, far = trio.testing.memory_stream_pair()
-        self._nursery.start_soon(self.listener().handle, far)
+        self.nursery.start_soon(self.listener().handle, far)
         await trio.lowlevel.checkpoint()
         return near
 

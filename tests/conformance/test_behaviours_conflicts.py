@@ -27,13 +27,16 @@ def fail(conflict):
 
 
 def waiting(database, document_id):
-    """The bodies that wait for a resolver."""
+    """The versions that wait for a resolver."""
     with database.engine.read() as txn:
         found = conflicts.of_document(txn, database.default_collection.number, document_id)
     return [str(revision.version) for revision in found]
 
 
-async def edit_both(pair, document_id="a", *, here={"by": "here"}, there={"by": "there"}):  # noqa: B006
+HERE, THERE = {"by": "here"}, {"by": "there"}
+
+
+async def edit_both(pair, document_id="a", *, here=HERE, there=THERE):
     """Edit a document on both sides, or delete it for None."""
     for collection, body in ((pair.mine, here), (pair.theirs, there)):
         if body is None:

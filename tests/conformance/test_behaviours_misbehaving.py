@@ -138,12 +138,12 @@ async def test_a_database_that_was_moved_goes_on_where_it_was(pair, tmp_path):
     """The name of a database is that of its directory."""
     await put_many(pair.mine, ids(1, 2, 3))
     async with open_test_database(tmp_path / "one", clock=pair.clock) as other:
-        first = Pair(pair._nursery, other, pair.there, pair.clock)
+        first = Pair(pair.nursery, other, pair.there, pair.clock)
         await put_many(first.mine, ids(1, 2, 3))
         await first.replicate(PUSH)
     (tmp_path / "one").rename(tmp_path / "two")
     async with open_test_database(tmp_path / "two", clock=pair.clock) as other:
-        again = Pair(pair._nursery, other, pair.there, pair.clock)
+        again = Pair(pair.nursery, other, pair.there, pair.clock)
         assert (await again.replicate(PUSH)).offered == 0
 
 
@@ -165,7 +165,7 @@ async def test_what_was_done_is_counted_on_both_sides(pair):
 
     async def connect():
         near, far = trio.testing.memory_stream_pair()
-        pair._nursery.start_soon(listener.handle, far)
+        pair.nursery.start_soon(listener.handle, far)
         await trio.lowlevel.checkpoint()
         return near
 
