@@ -110,7 +110,7 @@ class Pusher:
     def go_on_with(self, document_ids: Iterable[DocumentID]) -> None:
         """Go on with documents whose revisions at the peer were fetched.
 
-        What was made on top of those is proposed once more, and whatever came of them is pushed too.
+        What was made on top of those is proposed once more, and what came of them is pushed too.
         """
         if self._limit is not None:
             self._limit = max(self._limit, self._link.collection.last_sequence)

@@ -103,11 +103,14 @@ class _Part:
     resolver: Resolver
     pusher: Pusher | None
     puller: Puller | None
+    fetching: bool = False
+    """Whether what refused documents conflict with is being fetched."""
 
     @property
     def busy(self) -> bool:
         return bool(
-            (self.pusher and (self.pusher.busy or self.pusher.has_unfetched))
+            self.fetching
+            or (self.pusher and (self.pusher.busy or self.pusher.has_unfetched))
             or (self.puller and self.puller.busy)
             or self.resolver.busy
         )
@@ -257,9 +260,11 @@ class ActiveSession:
         while True:
             await self._pulse.until(is_due)
             document_ids = pusher.take_unfetched()
+            part.fetching = True
             if document_ids and await puller.fetch(document_ids):
                 await self._pulse.until(lambda: not part.pulling)
                 pusher.go_on_with(document_ids)
+            part.fetching = False
             self._pulse.notify()
 
     async def _retry_failed(self, part: _Part) -> None:
