@@ -159,8 +159,13 @@ KEY_FILE_NAME_BYTES_MAX: Final = 240
 # characters, to which a piece's tag and number are added.
 KEYRING_PIECE_CHARACTERS_MAX: Final = 1_000
 KEYRING_LABEL_BYTES_MAX: Final = 240
-# How long leaving a replicator's or listener's block may take before it is cut off.
+# How long a replicator or listener that was asked to stop may take before it is cut off.
 STOP_TIMEOUT_S: Final = 10.0
+# How long what was cut off may take to end: longer only where a function of the user's cannot be
+# cancelled, which must not hold up those who wait for it.
+CUT_TIMEOUT_S: Final = 1.0
+# What of that is for conflict resolvers; the rest is for the checkpoint and the goodbye.
+RESOLVING_TIMEOUT_S: Final = 4.0
 
 # --- Replication (source of the figures: LiteCore's ReplicatorTuning.hh, unless told) -------------
 

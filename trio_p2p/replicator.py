@@ -1,7 +1,11 @@
-"""The active peer: keeps sessions to one remote going until the work is done."""
+"""The active peer: keeps sessions to one remote going until the work is done.
+
+What it does is told by its activity; `docs/topics/life-cycle.md` has the table of its states.
+"""
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -40,7 +44,11 @@ from trio_p2p.replication.status import (
 )
 from trio_p2p.replication.watching import DocumentReplications, StatusChanges
 from trio_p2p.replicator_configuration import ReplicatorConfiguration, ReplicatorType
+from trio_p2p.store import remotes
+from trio_p2p.store.services import Service
 from trio_p2p.transport.base import MessageTransport, open_services
+
+logger = logging.getLogger(__name__)
 
 
 class Replicator:
@@ -54,12 +62,16 @@ class Replicator:
         self._reset_checkpoint = reset_checkpoint
         self._pulse = Pulse()
         self._journal = Journal(self._note_progress)
-        self._activity = ActivityLevel.CONNECTING
+        self._activity = ActivityLevel.STOPPED
         self._error: ReplicationError | None = None
         self._published = 0
         self._progress_changed = False
-        self._stop_requested = trio.Event()
+        self._begun = False
+        self._suspended = False
+        self._stopping = False
         self._stopped = trio.Event()
+        self._done = False
+        self._service: Service | None = None
         self._attempt_scope: trio.CancelScope | None = None
         self._session: ActiveSession | None = None
         self._healthy = False
@@ -73,6 +85,11 @@ class Replicator:
     def status(self) -> ReplicatorStatus:
         """What it is doing now."""
         return ReplicatorStatus(self._activity, self._journal.progress(), self._error)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether a one-shot replication has done all it was to do."""
+        return self._done
 
     @property
     def published(self) -> int:
@@ -121,8 +138,12 @@ class Replicator:
         Raises: ReplicationError if it stops first without that being asked for.
         Cancelling: safe.
         """
-        wanted = {*levels, ActivityLevel.STOPPED}
-        await self._pulse.until(lambda: self._activity in wanted)
+        await self._pulse.until(
+            lambda: (
+                self._activity in levels
+                or (self._begun and self._activity is ActivityLevel.STOPPED)
+            )
+        )
         status = self.status
         if status.activity not in levels:
             reason = self._error
@@ -139,50 +160,100 @@ class Replicator:
     ) -> None:
         """Replicate until done, stopped or failed for good; what failed it is in `status`.
 
+        Closing the database stops it.
+
+        Raises: ConfigurationError if it has run before, or another one with the same peer,
+        collections and direction is running; StoreClosedError if the database is closed.
         Cancelling: ends the connection without a goodbye; `stop` ends it gracefully.
         """
-        if self._stopped.is_set() or self._published:
+        if self._begun:
             raise ConfigurationError("a replicator runs once: make another")
-        self._publish(ActivityLevel.CONNECTING)
-        task_status.started(self)
-        try:
-            async with open_services() as services:
-                services.start_soon(self._publish_progress)
-                await self._supervise()
-        finally:
-            self._stopped.set()
-            self._publish(ActivityLevel.STOPPED, self._error)
+        with self.configuration.database.services.running(self.request_stop) as self._service:
+            peer_key = self._expected_peer()
+            if peer_key is not None:
+                self._claim(peer_key)
+            self._begun = True
+            self._publish(ActivityLevel.CONNECTING)
+            task_status.started(self)
+            try:
+                async with open_services() as services:
+                    services.start_soon(self._publish_progress)
+                    await self._supervise()
+            finally:
+                self._stopped.set()
+                self._publish(ActivityLevel.STOPPED, self._error)
 
     def request_stop(self) -> None:
-        """Ask it to end: save the checkpoint, say goodbye. Does not wait."""
-        self._stop_requested.set()
-        if self._session is not None:
-            self._session.request_stop()
-        elif self._attempt_scope is not None:
-            self._attempt_scope.cancel()
+        """Ask it to end as `stop` does. Does not wait."""
+        self._stopping = True
+        self._end_attempt()
 
     async def stop(self) -> None:
-        """End gracefully within 10 s, and wait for it. Cancelling: ends it at once."""
+        """End gracefully: resolve the conflicts at hand, save the checkpoint, say goodbye.
+
+        What takes longer than STOP_TIMEOUT_S is cut off. Does nothing if it does not run.
+
+        Cancelling: cuts it off at once.
+        """
         self.request_stop()
+        await trio.lowlevel.checkpoint()
+        if not self._begun:
+            return
         try:
-            with trio.move_on_after(limits.STOP_TIMEOUT_S):
+            with trio.move_on_after(limits.STOP_TIMEOUT_S + limits.CUT_TIMEOUT_S):
                 await self._stopped.wait()
         finally:
             if self._attempt_scope is not None:
                 self._attempt_scope.cancel()
 
+    def suspend(self) -> None:
+        """Disconnect gracefully and stay OFFLINE until `resume`. Does not wait.
+
+        May be called before it runs. Has no effect on one that stops or has stopped.
+        """
+        if not self._stopping:
+            self._suspended = True
+            self._end_attempt()
+
+    def resume(self) -> None:
+        """Connect again if it was suspended; as many attempts may fail as at the start."""
+        self._suspended = False
+        self._pulse.notify()
+
+    def _end_attempt(self) -> None:
+        """Let the connection there is end soon, at once if it is only being made."""
+        if self._session is not None and self._attempt_scope is not None:
+            self._session.request_stop()
+            self._publish(ActivityLevel.BUSY)
+            cut_at = trio.current_time() + limits.STOP_TIMEOUT_S
+            self._attempt_scope.deadline = min(self._attempt_scope.deadline, cut_at)
+        elif self._attempt_scope is not None:
+            self._attempt_scope.cancel()
+        self._pulse.notify()
+
+    @property
+    def _ending(self) -> bool:
+        return self._stopping or self._suspended
+
     async def _supervise(self) -> None:
         failures = 0
-        while not self._stop_requested.is_set():
+        while not self._stopping:
+            if self._suspended:
+                self._publish(ActivityLevel.OFFLINE, self._error)
+                await self._pulse.until(lambda: self._stopping or not self._suspended)
+                failures = 0
+                continue
             self._publish(ActivityLevel.CONNECTING, self._error)
             self._healthy = False
             try:
-                await self._attempt()
+                self._done = await self._attempt()
             except ReplicationError as exc:
                 self._error = exc
             else:
                 self._error = None
-                return
+                if self._done:
+                    return
+                continue
             if isinstance(self._error, NamingRefusedError) and self._may_change_naming:
                 # Once, at once: a peer that refuses both ways has another reason.
                 self._names_collections = not self._names_collections
@@ -191,14 +262,19 @@ class Replicator:
             failures = 1 if self._healthy else failures + 1
             if not self._error.retryable or failures >= self._attempts_max:
                 return
-            self._publish(ActivityLevel.OFFLINE, self._error)
-            wait_s = attempt_wait_s(
-                failures,
-                wait_s_max=self.configuration.max_attempt_wait,
-                jitter=random.random,  # noqa: TID251  # Here chance enters.
-            )
-            with trio.move_on_after(wait_s):
-                await self._stop_requested.wait()
+            if not self._ending:
+                await self._back_off(failures)
+
+    async def _back_off(self, failures: int) -> None:
+        """Stay offline for a while, unless something else is asked for."""
+        self._publish(ActivityLevel.OFFLINE, self._error)
+        wait_s = attempt_wait_s(
+            failures,
+            wait_s_max=self.configuration.max_attempt_wait,
+            jitter=random.random,  # noqa: TID251  # Here chance enters.
+        )
+        with trio.move_on_after(wait_s):
+            await self._pulse.until(lambda: self._ending)
 
     @property
     def _attempts_max(self) -> float:
@@ -207,21 +283,29 @@ class Replicator:
             return configured
         return float("inf") if self.configuration.continuous else limits.ATTEMPTS_ONE_SHOT
 
-    async def _attempt(self) -> None:
-        """One connection, from dialling to the goodbye. Raises ReplicationError."""
+    async def _attempt(self) -> bool:
+        """One connection, from dialling to the goodbye; returns whether all was done.
+
+        Raises: ReplicationError.
+        """
+        done = False
         try:
             self._check_collections()
             with trio.CancelScope() as self._attempt_scope:
                 async with self._connect() as connected:
                     self._session = self._make_session(connected.transport)
-                    await self._session.run()
+                    done = await self._session.run()
         except ReplicationError:
             raise
         except TrioP2PError as exc:
             raise replication_error(exc, continuous=self.configuration.continuous) from exc
+        except Exception as exc:  # The guard around a session: transports may be the user's.
+            logger.exception("a replication failed in an unexpected way")
+            raise ReplicationError(f"the replication failed unexpectedly: {exc!r}") from exc
         finally:
             self._session = None
             self._attempt_scope = None
+        return done
 
     def _check_collections(self) -> None:
         """Raises CollectionNotFoundError for one that was deleted since it was configured."""
@@ -249,9 +333,8 @@ class Replicator:
     def _make_session(self, transport: MessageTransport) -> ActiveSession:
         configuration = self.configuration
         kind = configuration.replicator_type
-        target = configuration.target
         plan = Plan(
-            target=configuration.target_id or (target if isinstance(target, str) else "custom:"),
+            target=configuration.peer_name,
             collections=configuration.plans(),
             push=kind is not ReplicatorType.PULL,
             pull=kind is not ReplicatorType.PUSH,
@@ -266,8 +349,30 @@ class Replicator:
             self._journal,
             on_activity=self._note_activity,
             on_healthy=self._note_healthy,
+            on_peer=self._claim,
             now_s=lambda: int(self._now().timestamp()),
         )
+
+    def _expected_peer(self) -> str | None:
+        """What names the peer that was met at the target last; its own name before that."""
+        name = self.configuration.peer_name
+        if name is None:
+            return None
+        with self.configuration.database.engine.read() as txn:
+            return remotes.peer_at(txn, name) or name
+
+    def _claim(self, peer_key: str) -> None:
+        """Be the only replicator of its kind with this peer. Raises ConfigurationError."""
+        configuration = self.configuration
+        collections = frozenset(collection.number for collection in configuration.collections)
+        kind = ("replicator", peer_key, collections, configuration.replicator_type)
+        assert self._service is not None
+        if not self._service.claim(kind):
+            raise ConfigurationError(
+                "a replicator of these collections with this peer is running already, "
+                "in the same direction",
+                peer=peer_key,
+            )
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self.configuration.database.engine.now_ns() / 10**9, UTC)
@@ -275,11 +380,11 @@ class Replicator:
     # --- Being told ------------------------------------------------------------------------------
 
     def _note_activity(self, busy: bool) -> None:
-        self._error = None
-        self._publish(ActivityLevel.BUSY if busy else ActivityLevel.IDLE)
+        # Whoever is ending has something to do until it has ended.
+        self._publish(ActivityLevel.BUSY if busy or self._ending else ActivityLevel.IDLE)
 
     def _note_healthy(self) -> None:
-        """A checkpoint was saved: the peer works, and a reset has begun to take effect."""
+        """Saved checkpoints cover what was done: the peer works, and a reset has taken effect."""
         self._healthy = True
         self._reset_checkpoint = False
         self._may_change_naming = True
@@ -315,10 +420,14 @@ async def open_replicator(
 
     It never raises the replication's own failure, which is in `status`; what the body raises
     leaves as it was.
+
+    Raises: ConfigurationError if another one with the same peer, collections and direction is
+    running; StoreClosedError if the database is closed.
+    Cancelling: the body is cancelled, then it is stopped as when the block is left.
     """
     replicator = Replicator(configuration, reset_checkpoint=reset_checkpoint)
     async with open_services() as services:
-        services.start_soon(replicator.run)
+        await services.start(replicator.run)
         try:
             yield replicator
         finally:
@@ -331,8 +440,9 @@ async def replicate(
 ) -> ReplicatorResult:
     """Run a one-shot replication to its end and tell what it did.
 
-    Raises: ReplicationError if it failed for good or used up its attempts; ConfigurationError if
-    it is continuous.
+    Raises: ReplicationError if it failed for good, used up its attempts, or was stopped because the
+    database is being closed; ConfigurationError if it is continuous, or another one with the same
+    peer, collections and direction is running; StoreClosedError if the database is closed.
     Cancelling: ends it without a goodbye; what the last checkpoint did not cover is offered again.
     """
     if configuration.continuous:
@@ -344,4 +454,6 @@ async def replicate(
         raise ReplicationError(error.message, status=error.status, retryable=error.retryable) from (
             error
         )
+    if not replicator.is_done:
+        raise ReplicationError("the replication was stopped before it was done", retryable=True)
     return replicator.result()

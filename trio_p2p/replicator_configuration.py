@@ -81,7 +81,7 @@ class ReplicatorConfiguration:
             raise ConfigurationError("all collections must be of one database")
         if len(set(self.collections)) < len(self.collections):
             raise ConfigurationError("a collection is named twice")
-        if self.heartbeat <= 0 or self.max_attempt_wait <= 0:
+        if not (self.heartbeat > 0 and self.max_attempt_wait > 0):
             raise ConfigurationError("heartbeat and max_attempt_wait are greater than 0")
         if self.max_attempts is not None and self.max_attempts < 1:
             raise ConfigurationError("max_attempts is 1 or more, or None")
@@ -105,6 +105,11 @@ class ReplicatorConfiguration:
     def database(self) -> Database:
         """The database that all collections are of."""
         return next(iter(self.collections)).database
+
+    @property
+    def peer_name(self) -> str | None:
+        """What names the peer while its UUID is not known, if anything does."""
+        return self.target_id or (self.target if isinstance(self.target, str) else None)
 
     def trust(self) -> Trust:
         """Which certificates of the server to accept."""

@@ -118,6 +118,7 @@ class Pair:
         names = {collection.full_name for collection in self.there.collections()}
         defaults = {
             "target": self.connect,
+            "target_id": str(self.there.path),
             "collections": [c for c in self.here.collections() if c.full_name in names],
             "replicator_type": kind,
             "max_attempts": 1,

@@ -132,12 +132,12 @@ async def test_a_document_refused_with_403_is_tried_once_more(pair, autojump_clo
     async with trio.open_nursery() as nursery:
         server = RawServer(nursery, rev=lambda message: Refusal(403, "not allowed"))
         await put_many(pair.mine, ["a", "b"])
-        run = await pair.replicate(PUSH, target=server.connect)
+        run = await pair.replicate(PUSH, target=server.connect, target_id="raw")
         sent = [message.properties["id"] for message in server.told("rev")]
         assert sorted(sent) == ["a", "a", "b", "b"]
         assert {name: error.code for name, error in run.push_errors.items()} == {"a": 403, "b": 403}
         assert run.statistics.documents_failed == 2
-        await pair.replicate(PUSH, target=server.connect)
+        await pair.replicate(PUSH, target=server.connect, target_id="raw")
         assert len(server.told("rev")) == 4
         nursery.cancel_scope.cancel()
 
@@ -147,9 +147,9 @@ async def test_what_the_peer_could_not_take_for_now_stays_pending(pair, autojump
     async with trio.open_nursery() as nursery:
         server = RawServer(nursery, rev=lambda message: answers.pop(0))
         await put_many(pair.mine, ["a"])
-        run = await pair.replicate(PUSH, target=server.connect)
+        run = await pair.replicate(PUSH, target=server.connect, target_id="raw")
         assert run.push_errors["a"].code == 503
-        run = await pair.replicate(PUSH, target=server.connect)
+        run = await pair.replicate(PUSH, target=server.connect, target_id="raw")
         assert run.push_errors == {}
         assert run.counts == (1, 0)
         nursery.cancel_scope.cancel()

@@ -199,7 +199,7 @@ async def test_after_our_own_goodbye_nothing_that_happens_is_an_error(pair, nurs
         return Transport(await server.connect(), misbehave)
 
     await pair.mine.put("a", {})
-    run = await pair.replicate(target=connect)
+    run = await pair.replicate(target=connect, target_id="raw")
     assert (run.error, run.counts) == (None, (1, 0))
     # The peer goes on talking to a replicator that is no more.
     server.offer([[1, "b", "1@BobBobBobBobBobBobBobA"]])

@@ -648,6 +648,7 @@ def push(nursery):
         servers = RecordedServers(side, scripts, nursery)
         config = ReplicatorConfiguration(
             target=servers.connect,
+            target_id="s",
             collections=collections.get("collections", [side.database.default_collection]),
             replicator_type=ReplicatorType.PUSH,
         )

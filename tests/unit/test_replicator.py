@@ -1,6 +1,6 @@
 """Replicator and listener joined by streams in memory, on a clock that jumps."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -13,52 +13,23 @@ import trio.testing
 import trio_p2p
 from trio_p2p import ActivityLevel
 from trio_p2p.testing.databases import open_test_database
-
-Connect = Callable[[], Awaitable[trio.abc.Stream]]
-
-
-class Network:
-    """Connects to a listener, as long as it is up; keeps what it handed out."""
-
-    def __init__(self, nursery: trio.Nursery, listener: trio_p2p.URLEndpointListener) -> None:
-        self._nursery = nursery
-        self._listener = listener
-        self.failure: trio_p2p.TrioP2PError | None = None
-        self.attempted_at: list[float] = []
-        self.streams: list[trio.abc.Stream] = []
-
-    async def connect(self) -> trio.abc.Stream:
-        self.attempted_at.append(trio.current_time())
-        await trio.lowlevel.checkpoint()
-        if self.failure is not None:
-            raise self.failure
-        here, there = trio.testing.memory_stream_pair()
-        self.streams.append(there)
-        self._nursery.start_soon(self._listener.handle, there)
-        return here
-
-    async def cut(self) -> None:
-        await self.streams[-1].aclose()
+from trio_p2p.testing.network import MemoryNetwork, open_network
 
 
 @asynccontextmanager
 async def open_peers(
     path: Path, **settings: Any
-) -> AsyncIterator[tuple[trio_p2p.Database, trio_p2p.Database, Network]]:
+) -> AsyncIterator[tuple[trio_p2p.Database, trio_p2p.Database, MemoryNetwork]]:
     async with (
         open_test_database(path / "shop.p2p") as shop,
         open_test_database(path / "till.p2p") as till,
-        trio.open_nursery() as nursery,
+        open_network([shop.default_collection], **settings) as network,
     ):
-        config = trio_p2p.URLEndpointListenerConfiguration(
-            collections=[shop.default_collection], disable_tls=True, **settings
-        )
-        yield shop, till, Network(nursery, trio_p2p.URLEndpointListener(config))
-        nursery.cancel_scope.cancel()
+        yield shop, till, network
 
 
 def configuration(
-    till: trio_p2p.Database, network: Network, **settings: Any
+    till: trio_p2p.Database, network: MemoryNetwork, **settings: Any
 ) -> trio_p2p.ReplicatorConfiguration:
     defaults: dict[str, Any] = {
         "target": network.connect,
@@ -237,31 +208,6 @@ async def test_an_authenticator_that_raises_lets_nobody_in(
         assert isinstance(status.error, trio_p2p.ReplicationError)
         assert status.error.status == 500
     assert "no user database" in caplog.text
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"collections": []},
-        {"target": "http://127.0.0.1/shop"},
-        {"target": "wss://ann:s3cret@127.0.0.1/shop"},
-        {"heartbeat": 0},
-        {"max_attempts": 0},
-        {"max_attempt_wait": -1},
-        {"pinned_server_certificate": "not a certificate"},
-    ],
-)
-async def test_a_wrong_combination_is_refused_when_made(
-    tmp_path: Path, settings: dict[str, Any]
-) -> None:
-    async with open_test_database(tmp_path / "till.p2p") as till:
-        defaults: dict[str, Any] = {
-            "target": "wss://127.0.0.1/shop",
-            "collections": [till.default_collection],
-        }
-        trio_p2p.ReplicatorConfiguration(**defaults)
-        with pytest.raises(trio_p2p.ConfigurationError):
-            trio_p2p.ReplicatorConfiguration(**(defaults | settings))
 
 
 async def test_a_continuous_replication_has_no_result(tmp_path: Path) -> None:

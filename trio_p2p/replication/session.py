@@ -10,6 +10,7 @@ import trio
 
 from trio_p2p import limits
 from trio_p2p.errors import (
+    ConfigurationError,
     DuplicateDatabaseError,
     PeerError,
     ReplicationError,
@@ -78,12 +79,12 @@ class CollectionPlan:
 class Plan:
     """What an active peer is to do.
 
-    `target` names the peer as long as its database's UUID is not known: its URL, mostly.
-    `names_collections`: False speaks as Couchbase Lite does up to 3.3 where it replicates nothing
-    but the default collection.
+    `target` names the peer as long as its database's UUID is not known: its URL, mostly. Without it
+    the peer must tell its UUID. `names_collections`: False speaks as Couchbase Lite does up to 3.3
+    where it replicates nothing but the default collection.
     """
 
-    target: str
+    target: str | None
     collections: tuple[CollectionPlan, ...]
     push: bool = True
     pull: bool = True
@@ -140,9 +141,12 @@ class ActiveSession:
         on_activity: Callable[[bool], None],
         on_healthy: Callable[[], None],
         now_s: Callable[[], int],
+        on_peer: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`on_activity` is told whether there is work at hand, `on_healthy` of saved checkpoints.
+        """`on_activity` is told whether there is work at hand.
 
+        `on_healthy` is told when nothing is left that a saved checkpoint does not cover, `on_peer`
+        what names the peer, before anything is replicated; it may refuse it by a TrioP2PError.
         `now_s` is the wall clock in whole seconds. No callback may block.
         """
         self._transport = transport
@@ -150,6 +154,7 @@ class ActiveSession:
         self._journal = journal
         self._on_activity = on_activity
         self._on_healthy = on_healthy
+        self._on_peer = on_peer
         self._now_s = now_s
         self._engine = plan.collections[0].collection.database.engine
         self._pulse = Pulse()
@@ -160,17 +165,19 @@ class ActiveSession:
         self._blob_server = BlobServer(self._engine, self._profile, journal)
         self._services: trio.Nursery | None = None
         self._parts: list[_Part] = []
+        self._opening = trio.CancelScope()
         self._stopping = False
         self._replicated = False
         self._finished = False
 
     def request_stop(self) -> None:
-        """End soon: save the checkpoint, say goodbye. `run` returns then."""
+        """End soon: resolve the conflicts at hand, save the checkpoint, say goodbye."""
         self._stopping = True
+        self._opening.cancel()
         self._pulse.notify()
 
-    async def run(self) -> None:
-        """Replicate until done (one-shot), asked to stop, or failed.
+    async def run(self) -> bool:
+        """Replicate until done (one-shot), asked to stop, or failed; returns whether all was done.
 
         Raises: ReplicationError, with what ended it as its cause; NamingRefusedError.
         Cancelling: ends the connection without a goodbye; what was stored stays, and what the last
@@ -197,6 +204,7 @@ class ActiveSession:
             raise self._error(failure) from failure
         if lost is not None and not self._finished:
             raise self._error(lost) from lost
+        return not self._stopping
 
     def _error(self, failure: BaseExceptionGroup[TrioP2PError]) -> ReplicationError:
         error = replication_error(failure, continuous=self._plan.continuous)
@@ -224,32 +232,38 @@ class ActiveSession:
             await self._transport.aclose(CLOSE_TRANSIENT if retryable else CLOSE_PERMANENT)
 
     async def _replicate(self) -> None:
-        self._parts = await self._open()
+        with self._opening:
+            self._parts = await self._open()
+        if self._opening.cancelled_caught:
+            return
         self._journal.connected()
         async with trio.open_nursery() as saver:
             # It outlives the others: a save that is cut off would be refused when it is repeated.
             saver.start_soon(self._save_checkpoints)
-            async with trio.open_nursery() as users:
-                for part in self._parts:
-                    self._start_part(users, part)
-                users.start_soon(self._report_activity)
-                await self._pulse.until(self._may_end)
-                users.cancel_scope.cancel()
+            async with trio.open_nursery() as deciders:
+                deciders.start_soon(self._report_activity)
+                async with trio.open_nursery() as movers:
+                    for part in self._parts:
+                        self._start_part(part, movers, deciders)
+                    await self._pulse.until(self._may_end)
+                    movers.cancel_scope.cancel()
+                await self._finish_resolving()
+                deciders.cancel_scope.cancel()
             self._replicated = True
             self._pulse.notify()
 
-    def _start_part(self, users: trio.Nursery, part: _Part) -> None:
+    def _start_part(self, part: _Part, movers: trio.Nursery, deciders: trio.Nursery) -> None:
         if part.puller is not None:
             part.resolver.find_existing()
-            users.start_soon(part.resolver.run)
-            users.start_soon(part.puller.run_inserter)
-            users.start_soon(part.puller.run, self._plan.continuous, part.plan.document_ids)
+            deciders.start_soon(part.resolver.run)
+            movers.start_soon(part.puller.run_inserter)
+            movers.start_soon(part.puller.run, self._plan.continuous, part.plan.document_ids)
         if part.pusher is not None:
-            users.start_soon(part.pusher.run)
+            movers.start_soon(part.pusher.run)
         if part.pusher is not None and part.puller is not None:
-            users.start_soon(self._fetch_refused, part, part.pusher, part.puller)
+            movers.start_soon(self._fetch_refused, part, part.pusher, part.puller)
         if self._plan.continuous:
-            users.start_soon(self._retry_failed, part)
+            movers.start_soon(self._retry_failed, part)
 
     async def _fetch_refused(self, part: _Part, pusher: Pusher, puller: Puller) -> None:
         """Fetch what a refused document conflicts with, where the pull did not bring it."""
@@ -282,6 +296,11 @@ class ActiveSession:
                 await part.puller.retry_failed()
             await self._pulse.until(lambda: not part.busy)
 
+    async def _finish_resolving(self) -> None:
+        """When asked to stop: resolve what waits, unless that takes long."""
+        with trio.move_on_after(limits.RESOLVING_TIMEOUT_S):
+            await self._pulse.until(lambda: not any(part.resolver.busy for part in self._parts))
+
     def _may_end(self) -> bool:
         if self._stopping:
             return True
@@ -304,6 +323,8 @@ class ActiveSession:
         while True:
             active = is_active()
             self._on_activity(active)
+            if not active:
+                self._on_healthy()
             await self._pulse.until(lambda active=active: is_active() != active)  # type: ignore[misc]
 
     async def _save_checkpoints(self) -> None:
@@ -315,10 +336,13 @@ class ActiveSession:
             await self._pulse.until(lambda: self._replicated or self._unsaved() > 0)
             with trio.move_on_after(limits.CHECKPOINT_INTERVAL_S):
                 await self._pulse.until(self._may_save)
+            saved = False
             for part in self._parts:
                 if part.checkpointer.unsaved:
                     await part.checkpointer.save()
-                    self._on_healthy()
+                    saved = True
+            if saved:
+                self._on_healthy()
             self._pulse.notify()
 
     def _may_save(self) -> bool:
@@ -333,10 +357,12 @@ class ActiveSession:
 
     async def _open(self) -> list[_Part]:
         """Learn who the peer is and where both sides left off."""
-        plans = self._plan.collections
-        with self._engine.read() as txn:
-            peer_key = remotes.peer_at(txn, self._plan.target) or self._plan.target
-        ids = self._checkpoint_ids(peer_key)
+        plans, target = self._plan.collections, self._plan.target
+        peer_key = target
+        if target is not None:
+            with self._engine.read() as txn:
+                peer_key = remotes.peer_at(txn, target) or target
+        ids = self._checkpoint_ids(peer_key or "")
         names = tuple(plan.collection.full_name for plan in plans)
         if self._plan.names_collections:
             reply = await self._get_collections(GetCollections(names, ids, self._engine.id))
@@ -347,10 +373,8 @@ class ActiveSession:
             text = f"collection not found on remote: {', '.join(missing)}"
             raise ReplicationError(text, status=404)
         held = [checkpoint for checkpoint in reply.checkpoints if checkpoint is not None]
-        known_key = peer_key
-        if reply.database_id is not None:
-            self._check_identity(reply.database_id)
-            known_key = str(reply.database_id)
+        known_key = self._peer_key(reply)
+        self._on_peer(known_key)
         if known_key != peer_key:
             ids = self._checkpoint_ids(known_key)
             held = await self._get_checkpoints(ids)
@@ -359,6 +383,15 @@ class ActiveSession:
             self._part(index, plan, remote, ids[index], held[index])
             for index, plan in enumerate(plans)
         ]
+
+    def _peer_key(self, reply: CollectionsReply) -> str:
+        """What names the peer. Whom we met at the same target before does not count."""
+        if reply.database_id is not None:
+            self._check_identity(reply.database_id)
+            return str(reply.database_id)
+        if self._plan.target is None:
+            raise ConfigurationError("the peer does not tell who it is: name it by `target_id`")
+        return self._plan.target
 
     async def _get_collections(self, request: GetCollections) -> CollectionsReply:
         try:
@@ -395,7 +428,8 @@ class ActiveSession:
         """Note which peer answers at the target; returns its number in the store."""
 
         def job(txn: WriteTransaction) -> int:
-            remotes.set_peer_at(txn, self._plan.target, peer_key)
+            if self._plan.target is not None:
+                remotes.set_peer_at(txn, self._plan.target, peer_key)
             return remotes.number(txn, peer_key)
 
         return await self._engine.write(job)

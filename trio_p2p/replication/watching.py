@@ -25,7 +25,7 @@ class StatusChanges:
     def __init__(self, watched: Watched, pulse: Pulse) -> None:
         self._watched = watched
         self._pulse = pulse
-        self._seen = -1
+        self._seen = 0  # Nothing is published before it runs.
         self._ended = False
 
     def __aiter__(self) -> Self:

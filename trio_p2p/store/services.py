@@ -75,8 +75,7 @@ class Services:
             await self._wait_idle()
         for service in self._running:
             service.scope.cancel()
-        # Cancelled, they end at once, unless a function of the user's cannot be cancelled.
-        with trio.move_on_after(limits.STOP_TIMEOUT_S, shield=True):
+        with trio.move_on_after(limits.CUT_TIMEOUT_S, shield=True):
             await self._wait_idle()
 
     async def _wait_idle(self) -> None:

@@ -187,7 +187,7 @@ class Exchange:
                 nursery.start_soon(self._keep_failure, self._served.run)
         assert self._may_fail or not self.failures, self.failures
 
-    async def _keep_failure(self, run: Callable[[], Awaitable[None]]) -> None:
+    async def _keep_failure(self, run: Callable[[], Awaitable[object]]) -> None:
         try:
             await run()
         except ReplicationError as exc:

@@ -1,0 +1,202 @@
+"""An active session whose peer refuses, misbehaves, or does not say who it is."""
+
+import json
+
+import pytest
+import trio
+
+from trio_p2p.blip import Message
+from trio_p2p.errors import (
+    ConfigurationError,
+    ConnectionLostError,
+    ReplicationError,
+    StoreFullError,
+)
+from trio_p2p.model.conflict import default_conflict_resolver
+from trio_p2p.peer import Peer
+from trio_p2p.replication.checkpointer import Checkpointer
+from trio_p2p.replication.journal import Journal
+from trio_p2p.replication.session import ActiveSession, CollectionPlan, Plan
+from trio_p2p.testing.databases import open_test_database
+from trio_p2p.transport.memory import memory_transport_pair
+
+NOW = 1_800_000_000 * 10**9
+THEIR_ID = "00000000-0000-0000-0000-000000000001"
+
+
+class Server:
+    """A passive peer of raw messages, which refuses what it is told to."""
+
+    def __init__(self, transport):
+        self.peer = Peer(transport)
+        self.refusals = {}
+        self.uuid = THEIR_ID
+        self.asked = []
+        self.checkpoints = {}
+        self.called = None
+        self.close_code = None
+
+    async def run(self):
+        try:
+            await self.peer.run(self._on_request)
+        except ConnectionLostError as exc:
+            self.close_code = exc.code
+
+    def _on_request(self, number, message):
+        profile = message.properties["Profile"]
+        self.asked.append(profile)
+        if message.no_reply:
+            return
+        if profile in self.refusals:
+            self.peer.refuse(number, *self.refusals[profile])
+            return
+        properties, body = getattr(self, "_" + profile)(message)
+        self.peer.reply(number, Message(properties, json.dumps(body).encode()))
+        if profile == "subChanges":
+            head = {"Profile": "changes", "collection": "0"}
+            self.peer.send(Message(head, b"[]", no_reply=True))
+
+    def _getCollections(self, message):
+        names = json.loads(message.body)["collections"]
+        return ({"uuid": self.uuid} if self.uuid else {}), [{}] * len(names)
+
+    def _getCheckpoint(self, message):
+        return {"rev": "1-cc"}, {}
+
+    def _setCheckpoint(self, message):
+        return {"rev": "1-cc"}, None
+
+    def _subChanges(self, message):
+        return {}, None
+
+    def _proposeChanges(self, message):
+        return {}, []
+
+    def _rev(self, message):
+        return {}, None
+
+
+@pytest.fixture
+async def database(tmp_path):
+    async with open_test_database(tmp_path / "db", clock=lambda: NOW) as database:
+        await database.default_collection.put("a", {})
+        yield database
+
+
+async def run_session(
+    database, *, prepare=lambda server: None, target="there", on_peer=lambda peer: None, **plan
+):
+    """Run a session against a server; the server, and what the session raised, if anything."""
+    near, far = memory_transport_pair()
+    server = Server(far)
+    prepare(server)
+
+    def note_peer(peer_key):
+        server.called = peer_key
+        on_peer(peer_key)
+
+    session = ActiveSession(
+        near,
+        Plan(
+            target,
+            (CollectionPlan(database.default_collection, default_conflict_resolver),),
+            **plan,
+        ),
+        Journal(),
+        on_activity=lambda busy: None,
+        on_healthy=lambda: None,
+        on_peer=note_peer,
+        now_s=lambda: NOW // 10**9,
+    )
+    error = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.run)
+        try:
+            await session.run()
+        except ReplicationError as exc:
+            error = exc
+    return server, error
+
+
+def refusing(profile, *refusal):
+    def prepare(server):
+        server.refusals[profile] = refusal
+
+    return prepare
+
+
+REQUESTS = ["getCollections", "setCheckpoint", "subChanges", "proposeChanges"]
+
+
+@pytest.mark.parametrize("profile", REQUESTS)
+async def test_503_in_a_reply_means_to_come_back_later(database, profile):
+    server, error = await run_session(database, prepare=refusing(profile, "HTTP", 503, "busy"))
+    assert (error.status, error.retryable) == (503, True)
+    assert server.close_code == 4001
+
+
+@pytest.mark.parametrize("profile", REQUESTS)
+@pytest.mark.parametrize("code", [400, 401, 403, 404])
+async def test_being_refused_means_not_to_come_back(database, profile, code):
+    server, error = await run_session(database, prepare=refusing(profile, "HTTP", code, "no"))
+    assert (error.status, error.retryable) == (code, False)
+    assert server.close_code == 4002
+
+
+@pytest.mark.parametrize("refusal", [("LiteCore", 10), ("LiteCore", 26), ("POSIX", 28)])
+async def test_errors_of_couchbase_lites_own_end_it_too(database, refusal):
+    server, error = await run_session(database, prepare=refusing("subChanges", *refusal))
+    assert (error.status, error.retryable) == (None, False)
+    assert server.close_code == 4002
+
+
+async def test_a_full_database_ends_it(database, monkeypatch):
+    async def full(checkpointer):
+        raise StoreFullError("the database has reached its size limit")
+
+    monkeypatch.setattr(Checkpointer, "save", full)
+    server, error = await run_session(database)
+    assert not error.retryable
+    assert server.close_code == 4002
+
+
+# --- Who the peer is -----------------------------------------------------------------------------
+
+
+async def test_a_peer_is_known_by_its_identity_else_by_its_name(database):
+    def anonymous(server):
+        server.uuid = None
+
+    server, _ = await run_session(database)
+    assert server.called == THEIR_ID
+    server, _ = await run_session(database, prepare=anonymous)
+    # Not the one that was met there before: what that one has, this one lacks.
+    assert server.called == "there"
+    assert "rev" in server.asked
+
+
+async def test_a_peer_without_identity_or_name_is_not_replicated_with(database):
+    def anonymous(server):
+        server.uuid = None
+
+    server, error = await run_session(database, prepare=anonymous, target=None)
+    assert "target_id" in str(error)
+    assert not error.retryable
+    assert "subChanges" not in server.asked
+
+
+async def test_a_peer_without_a_name_is_known_by_its_identity(database):
+    for _ in range(2):
+        server, error = await run_session(database, target=None)
+        assert error is None
+        assert server.called == THEIR_ID
+
+
+async def test_a_peer_may_be_refused_once_it_is_known(database):
+    def refuse(peer_key):
+        raise ConfigurationError("one is enough")
+
+    server, error = await run_session(database, on_peer=refuse)
+    assert "one is enough" in str(error)
+    assert server.asked == ["getCollections"]
+    assert server.close_code == 1000
