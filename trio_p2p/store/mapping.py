@@ -39,7 +39,7 @@ def sizes(size_max: int, length: int) -> Iterator[int]:
         if are_free(2 * map_bytes(size)):
             yield size
             return
-    if length:
+    if 0 < length < size_max:
         yield length
 
 
