@@ -12,7 +12,8 @@
     │  ├─ DuplicateDatabaseError            two peers hold copies with one identity: renew one
     │  ├─ AddressesExhaustedError           too few addresses to map it: let the process have more
     │  ├─ StoreClosedError                  the database was closed meanwhile
-    │  ├─ StoreFullError                    the size limit was reached: delete something or raise it
+    │  │  └─ StoreFailedError               because the disk failed: open it again
+    │  ├─ StoreFullError                    the size limit or the disk's end was reached: make room
     │  ├─ StoreCorruptError                 the data file is damaged: restore a backup
     │  ├─ StoreFormatError                  written by a version this one cannot read
     │  ├─ CollectionNotFoundError (KeyError)
@@ -107,8 +108,26 @@ class StoreClosedError(StoreError):
     """The database was closed."""
 
 
+class StoreFailedError(StoreClosedError):
+    """The disk failed under the database, which was closed for that: open it again.
+
+    All that was acknowledged before is there then, unless it was opened with `durable=False`: a
+    failing disk may take what a power cut may. Of what was being written when the disk failed, the
+    next opening shows whether it is there.
+    """
+
+    def again(self) -> StoreFailedError:
+        """The same for another one to raise."""
+        error = StoreFailedError(self.message, **self.facts)
+        error.__cause__ = self.__cause__ or self
+        return error
+
+
 class StoreFullError(StoreError):
-    """The database reached its size limit; everything committed before is still there."""
+    """The database reached its size limit, or the disk is full.
+
+    Nothing was written; all that was before is there, and can be read and deleted.
+    """
 
 
 class StoreCorruptError(StoreError):

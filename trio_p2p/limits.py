@@ -62,6 +62,8 @@ WRITER_QUEUE_JOBS_MAX: Final = 1024
 # at most, since the wall clock may jump.
 TIDY_RECORDS: Final = 500
 TIDY_INTERVAL_S: Final = 60.0
+# After a power cut a larger file is not walked at the next opening: this takes some 5 s.
+CHECKED_FILE_BYTES_MAX: Final = 2**30
 # What a power cut may take with it where commits do not wait for the disk.
 SYNC_INTERVAL_S: Final = 1.0
 # How long a blob that no document ever named is kept: for a program that saves it in one run and

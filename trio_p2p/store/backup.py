@@ -13,7 +13,7 @@ from pathlib import Path
 
 import lmdb
 
-from trio_p2p.errors import DatabaseExistsError, StoreError
+from trio_p2p.errors import DatabaseExistsError
 from trio_p2p.store import files, identity
 from trio_p2p.store.blob_files import BlobFiles
 from trio_p2p.store.environment import DATA_FILE, Environment
@@ -23,7 +23,7 @@ from trio_p2p.store.transaction import store_error
 def make_backup(environment: Environment, blob_files: BlobFiles, target: Path) -> None:
     """Copy the database as it is now. Blocks, but neither readers nor writers.
 
-    Raises: DatabaseExistsError; StoreError for what the operating system refuses.
+    Raises: DatabaseExistsError; StoreFullError, StoreError for what the operating system refuses.
     """
     if os.path.lexists(target):
         raise DatabaseExistsError("there is something at the backup's path", path=str(target))
@@ -36,7 +36,7 @@ def make_backup(environment: Environment, blob_files: BlobFiles, target: Path) -
         unfinished.rename(target)
         files.sync_directory(target.parent)
     except OSError as exc:
-        raise StoreError("the backup failed", path=str(target), reason=exc.strerror) from exc
+        raise files.failure("the backup failed", target, exc) from exc
     except lmdb.Error as exc:
         raise store_error(exc) from exc
     finally:

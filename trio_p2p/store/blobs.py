@@ -24,11 +24,10 @@ from trio_p2p import limits
 from trio_p2p.errors import (
     BlobNotFoundError,
     InvalidDocumentError,
-    StoreClosedError,
     StoreCorruptError,
-    StoreError,
 )
 from trio_p2p.model.blob import format_digest, parse_digest
+from trio_p2p.store import files
 from trio_p2p.store.blob_files import UnfinishedBlob
 
 if TYPE_CHECKING:
@@ -145,7 +144,7 @@ class _Content:
 
     async def _run(self, function: Callable[..., T], *args: Any) -> T:
         """Call what needs the file, in a thread."""
-        _check_open(self.engine)
+        self.engine.check_open()
         with _disk_failures(self.engine):
             try:
                 return await self.engine.run_aside(function, *args)
@@ -261,7 +260,7 @@ class Blobs:
         """As `Database.save_blob`."""
         if not isinstance(content_type, str) or not content_type.isprintable():
             raise InvalidDocumentError("a content type is printable text", got=content_type)
-        _check_open(self._engine)
+        self._engine.check_open()
         with _disk_failures(self._engine):
             if isinstance(data, bytes | bytearray | memoryview):
                 return await self._save(_one_part(bytes(data)), content_type)
@@ -313,17 +312,10 @@ async def _gathered(parts: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
     yield bytes(waiting)
 
 
-def _check_open(engine: Engine) -> None:
-    if engine.closed:
-        raise StoreClosedError("the database was closed", path=str(engine.path))
-
-
 @contextmanager
 def _disk_failures(engine: Engine) -> Iterator[None]:
     """Turns what the operating system refuses into a StoreError."""
     try:
         yield
     except OSError as exc:
-        raise StoreError(
-            "a blob could not be saved or read", path=str(engine.path), reason=exc.strerror
-        ) from exc
+        raise files.failure("a blob could not be saved or read", engine.path, exc) from exc

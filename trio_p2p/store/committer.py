@@ -6,6 +6,7 @@ back its own changes only.
 
 from __future__ import annotations
 
+import errno
 from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,14 +14,14 @@ from typing import Any
 
 import lmdb
 
-from trio_p2p.errors import StoreError, StoreFullError
+from trio_p2p.errors import StoreError, StoreFailedError, StoreFullError
 from trio_p2p.model.clock import HybridClock
-from trio_p2p.store import keys, records, schema
+from trio_p2p.store import files, keys, records, schema
 from trio_p2p.store.blob_files import BlobFiles
-from trio_p2p.store.environment import Environment
+from trio_p2p.store.environment import DATA_FILE, Environment
 from trio_p2p.store.jobs import Waiting
 from trio_p2p.store.records import CollectionState, Identity
-from trio_p2p.store.transaction import WriteTransaction
+from trio_p2p.store.transaction import WriteTransaction, store_error, system_code
 
 States = dict[int, CollectionState | None]
 """Collections by number; None stands for one that was deleted."""
@@ -53,9 +54,12 @@ class Committer:
         """As committed; so are the counters."""
         self.commits = 0
         self.jobs = 0
+        self.failure: StoreFailedError | None = None
+        """Why nothing more may be committed, if so."""
         self._env = environment.env
         self._tables = environment.tables
         self._holder = environment.holder
+        self._data_file = environment.path / DATA_FILE
         self._blob_files = blob_files
         self._bytes_max = environment.size_max
         self._page_bytes = environment.env.stat()["psize"]
@@ -66,31 +70,79 @@ class Committer:
 
     def commit(self, batch: list[Waiting[Any]]) -> States:
         """Run and commit a batch. Returns the collections that changed."""
-        try:
-            return self._transact(batch)
-        except (lmdb.Error, StoreFullError) as exc:
-            if len(batch) == 1:
-                return self._commit_after(exc, batch)
+        if self.failure is None:
+            try:
+                return self._transact(batch)
+            except (lmdb.Error, StoreFullError) as exc:
+                error = self._judge(exc)
+                if len(batch) == 1:
+                    return self._commit_after(exc, error, batch[0])
         # Most likely for space that one job wants: now each by itself.
         changed: States = {}
         for waiting in batch:
-            changed |= self.commit([waiting])
+            if self.failure is None:
+                changed |= self.commit([waiting])
+            else:
+                waiting.fail(self.failure.again())
         return changed
 
     def _commit_after(
-        self, failure: lmdb.Error | StoreFullError, batch: list[Waiting[Any]]
+        self, cause: lmdb.Error | StoreFullError, error: StoreError, waiting: Waiting[Any]
     ) -> States:
         """Commit a job again if that may help, else let it fail."""
-        if not isinstance(failure, lmdb.MapFullError) or self._holder is None:
-            batch[0].fail(failure)
-            return {}
+        if isinstance(cause, lmdb.MapFullError) and self._holder is not None:
+            try:
+                # The state that was held may take what room there is.
+                self._holder.hold(self._holder.capture())
+                return self._transact([waiting])
+            except (lmdb.Error, StoreError) as exc:
+                error = self._judge(exc)
+        waiting.fail(error)
+        return {}
+
+    def _judge(self, error: lmdb.Error | StoreError) -> StoreError:
+        """Our error for what failed. Notes if nothing may be committed any more.
+
+        Where a page or the sync of all pages failed, the transaction has left nothing, and LMDB
+        would go on. But after an error of the disk it is safer to begin anew with what is on it.
+        Where the meta page failed, LMDB itself refuses to go on, and nobody knows what is there.
+        """
+        if isinstance(error, StoreFailedError):
+            self.failure = error
+        if isinstance(error, StoreError):
+            return error
+        if self._is_panicked() or self._is_of_disk(error):
+            self.failure = StoreFailedError(
+                "the disk failed, so the database was closed: open it again, which shows whether "
+                "this was written",
+                path=str(self._data_file.parent),
+                reason=str(error),
+            )
+            self.failure.__cause__ = error
+            return self.failure.again()
+        ours = store_error(error)
+        if system_code(error) == errno.EIO:
+            ours = StoreFullError("the disk is full: make room on it", reason=str(error))
+        ours.__cause__ = error
+        return ours
+
+    def _is_panicked(self) -> bool:
+        """Whether LMDB refuses to go on."""
         try:
-            # The state that was held may take what room there is.
-            self._holder.hold(self._holder.capture())
-            return self._transact(batch)
-        except (lmdb.Error, StoreError) as exc:
-            batch[0].fail(exc)
-            return {}
+            self._env.begin().abort()
+        except lmdb.PanicError:
+            return True
+        except lmdb.Error:
+            return False
+        return False
+
+    def _is_of_disk(self, error: lmdb.Error) -> bool:
+        """Whether LMDB passed on an error of the operating system that is not for lack of room."""
+        code = system_code(error)
+        if code in (0, errno.ENOMEM) or files.is_for_room(code):
+            return False
+        # LMDB tells the same of a page that could be written in part only, as on a full disk.
+        return code != errno.EIO or files.can_grow(self._data_file)
 
     def _transact(self, batch: list[Waiting[Any]]) -> States:
         progress = _Progress(self.identity, self._states)

@@ -93,7 +93,8 @@ async def open_database(
 
     Raises: DatabaseNotFoundError if it is missing and `create` is not set; DatabaseBusyError if it
     is already open; AddressesExhaustedError if not even what it holds can be mapped;
-    StoreFormatError, StoreCorruptError, StoreError if it cannot be read.
+    StoreFormatError, StoreCorruptError, StoreError if it cannot be read; on leaving, StoreError if
+    it is not `durable` and the disk failed.
     Cancelling: safe.
     """
     opening = open_engine(

@@ -15,11 +15,15 @@ the newer one is.
 If the machine went down since (another boot ID), an opening puts the held meta pages back. Later
 commits are lost then, and peers may have seen them, so the database takes a new identity. If only
 the process died, the system still has every page, and nothing is lost.
+
+A disk that fails to sync counts as a power cut: what could not be written the system may forget,
+and say at the next try that all is well.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -29,17 +33,20 @@ from typing import Final, TypeVar
 
 import lmdb
 
-from trio_p2p.errors import StoreCorruptError, StoreError
+from trio_p2p.errors import StoreCorruptError, StoreError, StoreFailedError
 from trio_p2p.store import files, identity
-from trio_p2p.store.transaction import store_error
+from trio_p2p.store.boot import BOOT_ID_BYTES, boot_id
 
 T = TypeVar("T")
 
 HELD_FILE: Final = "held"
 
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-_BOOT_ID_BYTES: Final = 36
 _HASH_BYTES: Final = 32
+# In place of a boot ID: the held state is safe and nothing else, whatever happened since.
+_UNTRUSTED: Final = b"-".ljust(BOOT_ID_BYTES)
+_NOT_KEPT: Final = "the file that holds the last safe state could not be kept"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,50 +67,88 @@ class Holder:
         self._holding = threading.Lock()
         self._data_file = data_file
         self._held = self.capture()
-        self._make_durable(self._held)
+        self._doubtful: State | None = None
+        """One that is held too, since writing the file beside failed: it may tell of either."""
+        self._sync()
+        self._write(self._held, boot_id())
 
     def capture(self) -> State:
-        """The present state. To be called when no commit can come between."""
-        reader = self._env.begin()
-        with self._data_file.open("rb") as file:
-            metas = file.read(2 * self._env.stat()["psize"])
-        return State(reader, metas)
+        """The present state. To be called when no commit can come between. Raises StoreError."""
+        try:
+            with self._data_file.open("rb") as file:
+                metas = file.read(2 * self._env.stat()["psize"])
+        except OSError as exc:
+            raise files.failure(_NOT_KEPT, self._data_file.parent, exc) from exc
+        return State(self._env.begin(), metas)
 
     def hold(self, state: State) -> None:
         """Hold another state; what was committed before it is durable when this returns.
 
-        Raises: StoreError; the state before is still held then.
+        Raises: StoreFailedError if the disk failed, and nothing may be written any more; StoreError
+        if the state could not be noted. The state before is still held then.
         """
         with self._holding:
-            self._make_durable(state)
-            self._held.reader.abort()
-            self._held = state
+            try:
+                self._sync()
+                if self._doubtful is not None:
+                    # It first, or there would be more and more of them.
+                    self._replace_by(self._doubtful)
+                self._replace_by(state)
+            except BaseException:
+                if state is not self._doubtful:
+                    state.reader.abort()
+                raise
 
-    def ask(self, question: Callable[[lmdb.Transaction[bytes]], T]) -> T:
-        """The answer of the state that is held."""
+    def ask(self, question: Callable[[lmdb.Transaction[bytes]], T]) -> list[T]:
+        """The answers of each state that is held."""
         with self._holding:
-            return question(self._held.reader)
+            return [question(state.reader) for state in (self._held, self._doubtful) if state]
 
     def end(self) -> None:
-        """Make everything durable: from now on the data file is whole by itself."""
-        self._env.sync(True)
-        files.remove_file(self._held_file)
-        self._held.reader.abort()
+        """Make everything durable: from now on the data file is whole by itself.
+
+        Raises: StoreFailedError, StoreError.
+        """
+        with self._holding:
+            self._sync()
+            try:
+                files.remove_file(self._held_file)
+            except OSError as exc:
+                raise files.failure(_NOT_KEPT, self._data_file.parent, exc) from exc
 
     @property
     def _held_file(self) -> Path:
         return self._data_file.with_name(HELD_FILE)
 
-    def _make_durable(self, state: State) -> None:
-        boot = boot_id()
-        content = _hash(boot + state.metas) + boot + state.metas
+    def _replace_by(self, state: State) -> None:
+        self._doubtful = state
+        self._write(state, boot_id())
+        self._held.reader.abort()
+        self._held, self._doubtful = state, None
+
+    def _sync(self) -> None:
+        """Sync the data file. If that fails nothing but the held state is to be trusted."""
         try:
             self._env.sync(True)
-            files.write_file(self._held_file, content)
-        except OSError as exc:
-            raise StoreError("the disk failed", reason=exc.strerror) from exc
         except lmdb.Error as exc:
-            raise store_error(exc) from exc
+            try:
+                self._write(self._held, _UNTRUSTED)
+            except StoreError as second:
+                logger.error("the state that is safe could not be marked: %s", second)
+            raise StoreFailedError(
+                "the disk failed, so the database was closed, and its last second may be lost: "
+                "open it again",
+                path=str(self._data_file.parent),
+                reason=str(exc),
+            ) from exc
+
+    def _write(self, state: State, boot: bytes) -> None:
+        """Write the file beside. Raises StoreError."""
+        content = boot + state.metas
+        try:
+            files.write_file(self._held_file, _hash(content) + content)
+        except OSError as exc:
+            raise files.failure(_NOT_KEPT, self._data_file.parent, exc) from exc
 
 
 def recover(data_file: Path) -> None:
@@ -125,18 +170,6 @@ def recover(data_file: Path) -> None:
     files.remove_file(held_file)
 
 
-def boot_id() -> bytes:
-    """What differs after each start of the machine; blank where the system does not tell.
-
-    There every opening after a process died counts as one after a power cut.
-    """
-    try:
-        found = _BOOT_ID.read_bytes()
-    except OSError:
-        found = b""
-    return found[:_BOOT_ID_BYTES].ljust(_BOOT_ID_BYTES)
-
-
 def _read(held_file: Path) -> tuple[bytes, bytes]:
     raw = held_file.read_bytes()
     told, content = raw[:_HASH_BYTES], raw[_HASH_BYTES:]
@@ -145,7 +178,7 @@ def _read(held_file: Path) -> tuple[bytes, bytes]:
             "the file that holds the last safe state is damaged: restore a backup",
             path=str(held_file.parent),
         )
-    return content[:_BOOT_ID_BYTES], content[_BOOT_ID_BYTES:]
+    return content[:BOOT_ID_BYTES], content[BOOT_ID_BYTES:]
 
 
 def _hash(content: bytes) -> bytes:

@@ -11,6 +11,7 @@ them is a cursor of its own and `wait_change`: nothing is queued for it, so it m
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -24,8 +25,14 @@ import lmdb
 import trio
 
 from trio_p2p import limits
-from trio_p2p.errors import CollectionNotFoundError, StoreClosedError
+from trio_p2p.errors import (
+    CollectionNotFoundError,
+    StoreClosedError,
+    StoreError,
+    StoreFailedError,
+)
 from trio_p2p.ids import DatabaseID, Sequence, SourceID
+from trio_p2p.store import files
 from trio_p2p.store.backup import make_backup
 from trio_p2p.store.blob_files import BlobFiles
 from trio_p2p.store.blobs import Blobs
@@ -36,7 +43,7 @@ from trio_p2p.store.janitor import Janitor
 from trio_p2p.store.jobs import Job, Waiting
 from trio_p2p.store.records import CollectionState
 from trio_p2p.store.syncer import Syncer
-from trio_p2p.store.transaction import ReadTransaction, WriteTransaction
+from trio_p2p.store.transaction import ReadTransaction, WriteTransaction, store_error
 from trio_p2p.store.usage import Usage
 
 __all__ = [
@@ -50,6 +57,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 # A backup takes long, and a sync must not wait for it.
 _ASIDE_THREADS_MAX: Final = 4
@@ -104,6 +113,8 @@ class Engine:
             limits.WRITER_QUEUE_JOBS_MAX
         )
         self._closed = False
+        self._failure: StoreFailedError | None = None
+        self._closing_failure: StoreError | None = None
         self._usage = Usage()
         self._janitor = Janitor(self)
         self._syncer = Syncer(self)
@@ -138,10 +149,18 @@ class Engine:
         """Whether the store takes no more reads and writes."""
         return self._closed
 
+    def check_open(self) -> None:
+        """Raises StoreClosedError if the store takes no more reads and writes."""
+        if self._closed:
+            raise self._closed_error()
+
     def read(self) -> ReadTransaction:
         """A snapshot, for a `with` statement without an await in it. Raises StoreClosedError."""
-        self._check_open()
-        raw = self._environment.env.begin(buffers=True)
+        self.check_open()
+        try:
+            raw = self._environment.env.begin(buffers=True)
+        except lmdb.Error as exc:
+            raise store_error(exc) from exc
         return ReadTransaction(raw, self._environment.tables, self.now_ns)
 
     async def write(self, job: Job[T]) -> T:
@@ -176,7 +195,7 @@ class Engine:
         """
         await trio.lowlevel.checkpoint()
         while True:
-            self._check_open()
+            self.check_open()
             if self.collection(collection).last_sequence > after:
                 return
             await self._watchers.setdefault(collection, trio.lowlevel.ParkingLot()).park()
@@ -187,6 +206,7 @@ class Engine:
         Cancelling: once it was begun, has no effect.
         """
         async with self.copying:
+            self.check_open()
             await self.run_aside(self._back_up, target)
 
     def ask_committed(self, question: Callable[[lmdb.Transaction[Any]], T]) -> list[T]:
@@ -194,7 +214,7 @@ class Engine:
         with self._environment.env.begin() as newest:
             answers = [question(newest)]
         if self._environment.holder is not None:
-            answers.append(self._environment.holder.ask(question))
+            answers += self._environment.holder.ask(question)
         return answers
 
     async def tidy(self) -> None:
@@ -208,7 +228,9 @@ class Engine:
     async def sync(self) -> None:
         """Make durable what was committed before; nothing to do where every commit is.
 
-        Raises: StoreError, StoreClosedError. Cancelling: safe.
+        Raises: StoreError, StoreClosedError; StoreFailedError if the disk failed, so that the
+        store was closed.
+        Cancelling: safe.
         """
         holder = self._environment.holder
         if holder is None:
@@ -217,7 +239,12 @@ class Engine:
         async with self._syncing:
             # As a job, since no commit may come between its steps.
             state = await self._submit(lambda _: holder.capture())
-            await self.run_aside(self._hold, holder, state)
+            try:
+                await self.run_aside(self._hold, holder, state)
+            except StoreFailedError as exc:
+                self._fail(exc)
+                self._closing_failure = exc
+                raise
 
     def statistics(self) -> EngineStatistics:
         """Counters and sizes. Raises StoreClosedError."""
@@ -232,8 +259,14 @@ class Engine:
             expirations=expirations,
             bytes_used=bytes_used,
             bytes_max=self._environment.size_max,
-            file_bytes=(self.path / DATA_FILE).stat().st_size,
+            file_bytes=self._file_bytes(),
         )
+
+    def _file_bytes(self) -> int:
+        try:
+            return (self.path / DATA_FILE).stat().st_size
+        except OSError as exc:
+            raise files.failure("the data file cannot be found", self.path, exc) from exc
 
     def stop(self) -> None:
         """Take no more reads and writes; the writer finishes what waits, then closes."""
@@ -249,14 +282,30 @@ class Engine:
 
         A commit or backup that is running is waited for.
         """
-        self.stop()
-        for waiting in self._take_waiting(limits.WRITER_QUEUE_JOBS_MAX):
-            waiting.done.set()
+        self._drop_waiting()
         self._usage.close(self._environment.abandon)
 
+    def _fail(self, failure: StoreFailedError) -> None:
+        """Take no more reads and writes: the disk failed. What waits fails too."""
+        logger.error("%s", failure)
+        self._failure = failure
+        self._drop_waiting()
+
+    def _drop_waiting(self) -> None:
+        self.stop()
+        for waiting in self._take_waiting(limits.WRITER_QUEUE_JOBS_MAX):
+            waiting.fail(self._closed_error())
+            waiting.done.set()
+
     async def wait_closed(self) -> None:
-        """Wait until the files are closed. Cancelling: safe."""
+        """Wait until the files are closed.
+
+        Raises: StoreError if what was committed could not be made durable.
+        Cancelling: safe.
+        """
         await self._ended.wait()
+        if self._closing_failure is not None:
+            raise self._closing_failure
 
     async def run(self) -> None:
         """Write, tidy and sync until `stop` or `abort`, then close.
@@ -271,7 +320,11 @@ class Engine:
                         nursery.start_soon(self._syncer.run)
                     await self._write_all()
                 # Not here but in a thread: it waits for a backup.
-                await self.run_aside(self._usage.close, self._environment.close)
+                close = self._environment.abandon if self._failure else self._environment.close
+                try:
+                    await self.run_aside(self._usage.close, close)
+                except StoreError as exc:
+                    self._closing_failure = exc
         finally:
             self.abort()
             self._ended.set()
@@ -281,16 +334,16 @@ class Engine:
             batch = [first, *self._take_waiting(limits.COMMIT_JOBS_MAX - 1)]
             try:
                 self._publish(await self._run_sync(self._commit, batch))
+                if self._committer.failure is not None:
+                    self._fail(self._committer.failure)
             finally:
                 for waiting in batch:
                     waiting.done.set()
 
     def _closed_error(self) -> StoreClosedError:
+        if self._failure is not None:
+            return self._failure.again()
         return StoreClosedError("the database was closed", path=str(self.path))
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise self._closed_error()
 
     def _take_waiting(self, count_max: int) -> list[Waiting[Any]]:
         taken: list[Waiting[Any]] = []
@@ -343,7 +396,8 @@ async def open_engine(
     `clock` reads the wall clock in nanoseconds since 1970. Leaving the block writes what waits,
     then closes. What the body raises leaves as it was.
 
-    Raises: the errors of `open_environment`.
+    Raises: the errors of `open_environment`; on leaving, StoreError if what was committed could not
+    be made durable.
     Cancelling: safe; what was admitted is still written.
     """
     run = run_sync or _threaded(1)
@@ -365,13 +419,13 @@ async def open_engine(
             yield engine
         engine.stop()
         # Not left to the nursery: cancelled there, it would raise in place of the body.
-        with trio.CancelScope(shield=True):
+        with body, trio.CancelScope(shield=True):
             await engine.wait_closed()
     body.release()
 
 
 class _Held:
-    """Holds back what its block raises, so that it leaves a nursery without being in a group."""
+    """Holds back what the first of its blocks to raise does, to leave a nursery as no group."""
 
     def __init__(self) -> None:
         self._error: BaseException | None = None
@@ -384,7 +438,7 @@ class _Held:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        self._error = error
+        self._error = self._error or error
         return True
 
     def release(self) -> None:

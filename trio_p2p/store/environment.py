@@ -5,7 +5,6 @@ Nothing else opens an environment: opening one twice in a process corrupts LMDB'
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import struct
@@ -18,25 +17,26 @@ from typing import Final
 
 import lmdb
 
+from trio_p2p import limits
 from trio_p2p.errors import (
     AddressesExhaustedError,
-    DatabaseBusyError,
     DatabaseNotFoundError,
     StoreCorruptError,
     StoreError,
     StoreFormatError,
 )
 from trio_p2p.ids import DatabaseID, source_id
-from trio_p2p.store import identity, keys, mapping, records, schema
+from trio_p2p.store import files, identity, keys, mapping, records, schema
 from trio_p2p.store.blob_files import clear_unfinished
 from trio_p2p.store.deferred import Holder, recover
+from trio_p2p.store.directory import DirectoryLock
 from trio_p2p.store.migrations import MIGRATIONS, migrate
+from trio_p2p.store.pages import check_pages
 from trio_p2p.store.records import CollectionState, Identity
 from trio_p2p.store.schema import Tables
 from trio_p2p.store.transaction import store_error
 
 DATA_FILE: Final = "data.mdb"
-LOCK_FILE: Final = "lock"
 
 logger = logging.getLogger(__name__)
 
@@ -54,20 +54,25 @@ class Environment:
     size_max: int
     holder: Holder | None
     """Holds a state that is on the disk, where commits do not wait for that."""
-    lock: int
+    lock: DirectoryLock
 
     def close(self) -> None:
-        """Close the files and let others open the directory. No transaction may be open."""
+        """Close the files and let others open the directory. No transaction may be open.
+
+        Raises: StoreError if what was committed could not be made durable; it is closed then too.
+        """
         try:
             if self.holder is not None:
                 self.holder.end()
+            self.env.close()
+            self.lock.note_closed()
         finally:
             self.abandon()
 
     def abandon(self) -> None:
         """As `close`, but as if the process died."""
         self.env.close()
-        os.close(self.lock)
+        self.lock.release()
 
 
 def open_environment(
@@ -85,39 +90,47 @@ def open_environment(
     """
     if not create and not (path / DATA_FILE).is_file():
         raise DatabaseNotFoundError("there is no database at this path", path=str(path))
-    lock = _lock_directory(path)
-    try:
-        with _naming_path(path):
-            recover(path / DATA_FILE)
-            clear_unfinished(path)
+    with _naming_path(path):
+        lock = DirectoryLock(path, sync=sync)
+        try:
+            _prepare_files(path, lock)
             env, size_max = _open_lmdb(path, size_max, sync and durable)
             try:
                 # Before the first commit, even where that makes the database.
                 holder = None if durable else Holder(env, path / DATA_FILE)
-                return _read_environment(path, env, size_max, holder, lock)
+                environment = _read_environment(path, env, size_max, holder, lock)
+                lock.sync_entries()
+                return environment
             except BaseException:
                 env.close()
                 raise
-    except BaseException:
-        os.close(lock)
-        raise
+        except BaseException:
+            lock.release()
+            raise
 
 
-def _lock_directory(path: Path) -> int:
-    """Hold the lock file of the directory, which is made if missing."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as exc:
-        raise _unusable(path, exc) from exc
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        os.close(lock)
-        raise DatabaseBusyError(
-            "the database is already open: close it there", path=str(path)
-        ) from exc
-    return lock
+def _prepare_files(path: Path, lock: DirectoryLock) -> None:
+    """Make sure that the files are what the last process to use them left, and on the disk."""
+    data_file = path / DATA_FILE
+    is_made = data_file.exists()
+    if is_made:
+        # What that process had yet to sync is about to be read, and built upon.
+        lock.sync_entries(DATA_FILE)
+    recover(data_file)
+    clear_unfinished(path)
+    if is_made and lock.is_suspect:
+        _check_pages(data_file)
+    lock.note_use()
+
+
+def _check_pages(data_file: Path) -> None:
+    length = data_file.stat().st_size
+    if length <= limits.CHECKED_FILE_BYTES_MAX:
+        check_pages(data_file)
+    else:
+        logger.warning(
+            "%s was not closed, but is too large to be checked (%d bytes)", data_file, length
+        )
 
 
 @contextmanager
@@ -128,15 +141,12 @@ def _naming_path(path: Path) -> Iterator[None]:
         failure = store_error(exc)
         raise type(failure)(failure.message, path=str(path), **failure.facts) from exc
     except OSError as exc:
-        raise _unusable(path, exc) from exc
-
-
-def _unusable(path: Path, exc: OSError) -> StoreError:
-    return StoreError(
-        "the database directory cannot be used: make sure that it may be written to",
-        path=str(path),
-        reason=exc.strerror,
-    )
+        raise files.failure(
+            "the database directory cannot be used: make sure that it may be written to", path, exc
+        ) from exc
+    except StoreError as exc:
+        exc.facts.setdefault("path", str(path))
+        raise
 
 
 def _open_lmdb(path: Path, size_max: int, sync: bool) -> tuple[lmdb.Environment, int]:
@@ -161,8 +171,12 @@ def _open_lmdb(path: Path, size_max: int, sync: bool) -> tuple[lmdb.Environment,
             continue
         if size < size_max:
             logger.warning("%s is limited to %d bytes: addresses are scarce", path, size)
-        env.reader_check()
-        _restore_length(file, env)
+        try:
+            env.reader_check()
+            _restore_length(file, env)
+        except BaseException:
+            env.close()
+            raise
         return env, min(size, size_max)
     raise AddressesExhaustedError(
         "there are too few free addresses to map the database: let the process have more of them"
@@ -174,16 +188,17 @@ def _open_lmdb(path: Path, size_max: int, sync: bool) -> tuple[lmdb.Environment,
 def _restore_length(file: Path, env: lmdb.Environment) -> None:
     """Append the zeros that a truncated file lacks.
 
-    Reading a mapped page behind the end of the file would kill the process; zeros LMDB reports as
-    damage. A file may end early without harm, where the pages missing were free.
+    Reading a mapped page behind the end of the file would kill the process. A file may end early
+    without harm, where the pages missing were free.
     """
     length = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
     if file.stat().st_size < length:
+        check_pages(file)
         os.truncate(file, length)
 
 
 def _read_environment(
-    path: Path, env: lmdb.Environment, size_max: int, holder: Holder | None, lock: int
+    path: Path, env: lmdb.Environment, size_max: int, holder: Holder | None, lock: DirectoryLock
 ) -> Environment:
     """Check the format, prepare a new database, and read what is kept in memory."""
     with env.begin(write=True) as txn:

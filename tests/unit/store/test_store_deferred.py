@@ -17,13 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trio_p2p import limits
-from trio_p2p.errors import StoreClosedError, StoreCorruptError
-from trio_p2p.store import deferred
+from trio_p2p.errors import StoreCorruptError
+from trio_p2p.store import boot, deferred
 from trio_p2p.store.database import Database, open_database
 from trio_p2p.store.deferred import HELD_FILE
 from trio_p2p.store.engine import open_engine
 from trio_p2p.store.environment import DATA_FILE, open_environment
-from trio_p2p.testing.databases import open_test_database, run_in_place
+from trio_p2p.testing.databases import run_in_place
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 OTHER_BOOT = b"another".ljust(36)
@@ -183,7 +183,7 @@ def test_a_clean_close_leaves_a_whole_file_and_the_identity(tmp_path, monkeypatc
 
 
 def test_without_a_boot_id_a_dead_process_counts_as_a_power_cut(tmp_path, monkeypatch):
-    monkeypatch.setattr(deferred, "_BOOT_ID", tmp_path / "missing")
+    monkeypatch.setattr(boot, "_BOOT_ID", tmp_path / "missing")
     with opened(tmp_path) as environment:
         write(environment, [(1, 10)])
         identity = environment.identity
@@ -265,23 +265,6 @@ async def test_pages_that_are_held_give_way_to_what_needs_their_room(path, monke
         for number in range(40):
             await db.default_collection.put("a", {"text": str(number) * 400_000})
             await db.default_collection.delete("a")
-
-
-async def test_a_disk_that_fails_to_sync_closes_the_database(path, monkeypatch, autojump_clock):
-    def fail(*args):
-        raise OSError(errno.EIO, "Input/output error")
-
-    opening = open_engine(path, clock=lambda: 2 * 10**18, run_sync=run_in_place, durable=False)
-    async with opening as engine:
-        notes = Database(engine).default_collection
-        with monkeypatch.context() as patch:
-            patch.setattr(deferred.files, "write_file", fail)
-            await notes.put("a", {})
-            await trio.sleep(2)
-        with pytest.raises(StoreClosedError):
-            await notes.put("b", {})
-    async with open_test_database(path) as db:
-        assert db.default_collection.count == 1
 
 
 async def test_syncing_a_durable_database_is_nothing(path):
