@@ -57,7 +57,7 @@ def forget(txn: WriteTransaction, place: bytes, key: bytes, record: memoryview) 
     """The revision record under a key of its table is about to be removed."""
     if not records.may_name_blobs(record):
         return
-    for sha1 in blob.digests(records.unpack_revision(record).revision.body):
+    for sha1 in blob.digests(records.unpack_revision(record, key).revision.body):
         txn.raw.delete(keys.blob_use(sha1, place, key), b"", txn.tables.blob_uses)
         # Tells it from one that was saved and is yet to be named.
         txn.raw.put(sha1 + _NAMED_ONCE, b"", db=txn.tables.blob_uses)

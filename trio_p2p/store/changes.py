@@ -38,7 +38,7 @@ def read_since(txn: ReadTransaction, collection: int, after: Sequence, limit: in
             number, sequence = keys.read_change(key)
             if number != collection:
                 break
-            row = records.unpack_change(sequence, value)
+            row = records.unpack_change(sequence, value, key)
             if not (some_due and expirations.is_due(txn, collection, row.document_id)):
                 rows.append(row)
             room -= 1
@@ -50,5 +50,6 @@ def read_since(txn: ReadTransaction, collection: int, after: Sequence, limit: in
 
 def _last_sequence(txn: ReadTransaction, collection: int) -> Sequence:
     """The last sequence given in a collection, 0 if that was deleted."""
-    raw = txn.raw.get(keys.collection(collection), None, txn.tables.collections)
-    return Sequence(0) if raw is None else records.unpack_collection(bytes(raw)).last_sequence
+    key = keys.collection(collection)
+    raw = txn.raw.get(key, None, txn.tables.collections)
+    return Sequence(0) if raw is None else records.unpack_collection(bytes(raw), key).last_sequence

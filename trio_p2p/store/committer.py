@@ -199,8 +199,8 @@ class Committer:
         """Write what is kept in memory beside the records."""
         for number, state in changed.items():
             if state is not None:
-                record = records.pack_collection(state)
-                raw.put(keys.collection(number), record, db=self._tables.collections)
+                key = keys.collection(number)
+                raw.put(key, records.pack_collection(state, key), db=self._tables.collections)
         if self._clock.last != self._clock_saved:
             raw.put(schema.META_CLOCK, keys.number(self._clock.last), db=self._tables.meta)
 

@@ -27,7 +27,7 @@ def add(
         if order is Order.NEWER:
             remove(txn, collection, document_id, waiting.version)
     key = keys.conflict(collection, document_id, revision.version)
-    record = records.pack_revision(revision, Sequence(0))
+    record = records.pack_revision(revision, Sequence(0), key)
     txn.raw.put(key, record, db=txn.tables.conflicts)
     blob_uses.note(txn, blob_uses.CONFLICTING, key, revision.body)
     txn.note_growth(len(record))
@@ -42,7 +42,7 @@ def of_document(txn: ReadTransaction, collection: int, document_id: DocumentID) 
         for key, value in cursor:
             if key[: len(prefix)] != prefix:
                 break
-            found.append(records.unpack_revision(value).revision)
+            found.append(records.unpack_revision(value, key).revision)
     return found
 
 

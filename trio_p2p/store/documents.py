@@ -44,26 +44,30 @@ Expected = Version | None | Literal[Anything.ANY]
 
 def get(txn: ReadTransaction, collection: int, document_id: DocumentID) -> Stored | None:
     """The current revision, tombstones included; None if there is none."""
-    raw = txn.raw.get(keys.document(collection, document_id), None, txn.tables.documents)
-    return None if raw is None else records.unpack_revision(raw)
+    key = keys.document(collection, document_id)
+    raw = txn.raw.get(key, None, txn.tables.documents)
+    return None if raw is None else records.unpack_revision(raw, key)
 
 
 def read(txn: ReadTransaction, collection: int, document_id: DocumentID) -> Record | None:
     """As `get`, unpacked when it is looked at."""
-    raw = txn.raw.get(keys.document(collection, document_id), None, txn.tables.documents)
-    return None if raw is None else Record(raw)
+    key = keys.document(collection, document_id)
+    raw = txn.raw.get(key, None, txn.tables.documents)
+    return None if raw is None else Record(raw, key)
 
 
 def head(txn: ReadTransaction, collection: int, document_id: DocumentID) -> Stored | None:
     """As `get`, with an empty body in place of the real one, which is not read."""
-    raw = txn.raw.get(keys.document(collection, document_id), None, txn.tables.documents)
-    return None if raw is None else records.unpack_revision(raw, with_body=False)
+    key = keys.document(collection, document_id)
+    raw = txn.raw.get(key, None, txn.tables.documents)
+    return None if raw is None else records.unpack_revision(raw, key, with_body=False)
 
 
 def is_live(txn: ReadTransaction, collection: int, document_id: DocumentID) -> bool:
     """Whether there is a document, and not only its tombstone."""
-    raw = txn.raw.get(keys.document(collection, document_id), None, txn.tables.documents)
-    return raw is not None and not records.unpack_place(raw)[0]
+    key = keys.document(collection, document_id)
+    raw = txn.raw.get(key, None, txn.tables.documents)
+    return raw is not None and not records.unpack_place(raw, key)[0]
 
 
 def put_revision(
@@ -83,18 +87,18 @@ def put_revision(
     key = keys.collection(collection) + name
     old = raw.get(key, None, tables.documents)
     if old is not None:
-        was_deleted, old_sequence = records.unpack_place(old)
+        was_deleted, old_sequence = records.unpack_place(old, key)
         blob_uses.forget(txn, blob_uses.CURRENT, key, old)
         raw.delete(keys.change(collection, old_sequence), b"", tables.changes)
         state.count -= not was_deleted
     sequence = state.last_sequence = Sequence(state.last_sequence + 1)
     state.count += not revision.deleted
-    record = records.pack_revision(revision, sequence)
+    record = records.pack_revision(revision, sequence, key)
     raw.put(key, record, db=tables.documents)
     if names_blobs:
         blob_uses.note(txn, blob_uses.CURRENT, key, revision.body)
-    row = records.pack_change(revision, name)
-    raw.put(keys.change(collection, sequence), row, db=tables.changes)
+    change = keys.change(collection, sequence)
+    raw.put(change, records.pack_change(revision, name, change), db=tables.changes)
     if not revision.deleted:
         txn.note_growth(len(record))
     return sequence
@@ -165,8 +169,9 @@ def scan(
         if room_rows == 0 or room_bytes <= 0:
             return found, document_id
         room_rows -= 1
-        if include_deleted or not records.unpack_place(value)[0]:
-            found.append((document_id, Record(value)))
+        record = Record(value, key)
+        if include_deleted or not record.deleted:
+            found.append((document_id, record))
             room_bytes -= len(value)
     return found, None
 

@@ -212,10 +212,12 @@ def _read_environment(
         if renewed:
             identity.renew(txn, tables)
         collections = {
-            keys.read_collection(key)[0]: records.unpack_collection(value)
+            keys.read_collection(key)[0]: records.unpack_collection(value, key)
             for key, value in txn.cursor(tables.collections)
         }
         facts = dict(txn.cursor(tables.meta))
+        if schema.DEFAULT_COLLECTION not in collections:
+            raise StoreCorruptError("the database lacks its collections: restore a backup")
     if renewed:
         identity.unmark(path)
     try:
@@ -264,5 +266,6 @@ def _write_new(txn: lmdb.Transaction[bytes], tables: Tables) -> None:
     }
     for key, number in facts.items():
         txn.put(key, keys.number(number), db=tables.meta)
-    default = records.pack_collection(CollectionState("_default"))
-    txn.put(keys.collection(schema.DEFAULT_COLLECTION), default, db=tables.collections)
+    key = keys.collection(schema.DEFAULT_COLLECTION)
+    default = records.pack_collection(CollectionState("_default"), key)
+    txn.put(key, default, db=tables.collections)

@@ -9,7 +9,7 @@ import lmdb
 import trio
 
 from trio_p2p.errors import StoreClosedError, StoreError
-from trio_p2p.store.transaction import WriteTransaction, store_error
+from trio_p2p.store.transaction import UNREADABLE, WriteTransaction, store_error, unreadable
 
 T = TypeVar("T")
 Job = Callable[[WriteTransaction], T]
@@ -40,6 +40,9 @@ class Waiting(Generic[T]):
             self._error = exc
             if isinstance(exc, lmdb.Error):
                 self._error = store_error(exc)
+                self._error.__cause__ = exc
+            elif isinstance(exc, UNREADABLE):
+                self._error = unreadable(exc)
                 self._error.__cause__ = exc
         return self._error is None
 

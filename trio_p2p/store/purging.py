@@ -18,7 +18,7 @@ def purge(txn: WriteTransaction, collection: int, document_id: DocumentID) -> bo
     old = txn.raw.get(key, None, tables.documents)
     if old is None:
         return False
-    deleted, sequence = records.unpack_place(old)
+    deleted, sequence = records.unpack_place(old, key)
     blob_uses.forget(txn, blob_uses.CURRENT, key, old)
     txn.raw.delete(key, b"", tables.documents)
     txn.raw.delete(keys.change(collection, sequence), b"", tables.changes)

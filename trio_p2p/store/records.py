@@ -2,11 +2,16 @@
 
 A body stands last, so that everything before it is read without touching the pages it fills.
 Readers take memoryviews of LMDB's pages and copy what outlives the transaction.
+
+Revisions, change rows and collections end with a checksum (CRC-32) of their key and themselves:
+disks and memory may change a bit, and LMDB does not notice. What was damaged must not be shown to
+users nor sent to peers.
 """
 
 from __future__ import annotations
 
 import struct
+import zlib
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -21,6 +26,10 @@ _DELETED: Final = 1
 _MAY_NAME_BLOBS: Final = 2
 _NO_SEQUENCE: Final = Sequence(0)
 
+# Stands behind a record, and within a revision before its body too. Little-endian: the checksum of
+# anything with its checksum behind it is the same number then, so that checking takes one call.
+_CHECKSUM: Final = struct.Struct("<I")
+_CHECKED: Final = 0x2144DF1C
 # A revision: flags, sequence, bytes of the vector, bytes of the tree revision IDs.
 _HEADER: Final = struct.Struct(">BQII")
 # A change: flags, bytes of the body; then the revision ID, then the document ID.
@@ -40,34 +49,34 @@ class Record:
 
     Of most documents that a program reads it looks at nothing but the body, and making the objects
     that a `Revision` consists of takes longer than the reading.
-
-    Raises: StoreCorruptError, from whatever would tell something of a damaged record.
     """
 
     __slots__ = ("_raw",)
 
-    def __init__(self, raw: memoryview) -> None:
+    def __init__(self, raw: memoryview, key: bytes | memoryview) -> None:
+        """Raises StoreCorruptError."""
+        _check_all(raw, key)
         self._raw = bytes(raw)
 
     @property
     def revision(self) -> Revision:
         """All of it but the sequence."""
-        return unpack_revision(self._raw).revision
+        return _unpack(self._raw, with_body=True).revision
 
     @property
     def sequence(self) -> Sequence:
         """The sequence it was stored under."""
-        return unpack_place(self._raw)[1]
+        return _place(self._raw)[1]
 
     @property
     def deleted(self) -> bool:
         """Whether it is a tombstone."""
-        return unpack_place(self._raw)[0]
+        return _place(self._raw)[0]
 
     @property
     def body(self) -> bytes:
         """Its body as CBOR."""
-        return self._raw[_body_at(self._raw) :]
+        return self._raw[_body_at(self._raw) : -_CHECKSUM.size]
 
 
 class ChangeRow(NamedTuple):
@@ -96,37 +105,37 @@ class CollectionState:
     count: int = 0
 
 
-def pack_revision(revision: Revision, sequence: Sequence) -> bytes:
-    """A revision with all it has. One that is not current has the sequence 0."""
+def pack_revision(revision: Revision, sequence: Sequence, key: bytes) -> bytes:
+    """A revision with all it has, for a key. One that is not current has the sequence 0."""
     flags = revision.deleted * _DELETED | blob.may_name_blobs(revision.body) * _MAY_NAME_BLOBS
     vector = revision.vector
     if not (revision.trees or vector.merged or vector.previous):
-        header = _SINGLE_HEADER.pack(flags, sequence, _SINGLE.size, 0, 0, *vector.current)
-        return header + revision.body
-    packed = vector.to_bytes()
-    trees = b"".join(map(_pack_tree, revision.trees))
-    header = _HEADER.pack(flags, sequence, len(packed), len(trees))
-    return b"".join((header, packed, trees, revision.body))
+        head = _SINGLE_HEADER.pack(flags, sequence, _SINGLE.size, 0, 0, *vector.current)
+    else:
+        packed = vector.to_bytes()
+        trees = b"".join(map(_pack_tree, revision.trees))
+        head = _HEADER.pack(flags, sequence, len(packed), len(trees)) + packed + trees
+    body = revision.body
+    return b"".join(
+        (
+            head,
+            _CHECKSUM.pack(zlib.crc32(head, zlib.crc32(key))),
+            body,
+            _CHECKSUM.pack(zlib.crc32(body, _CHECKED)),
+        )
+    )
 
 
-def unpack_revision(raw: memoryview | bytes, *, with_body: bool = True) -> Stored:
+def unpack_revision(raw: memoryview, key: bytes | memoryview, *, with_body: bool = True) -> Stored:
     """Read what `pack_revision` wrote, copied; without its body if that is not wanted.
 
     Raises: StoreCorruptError.
     """
-    try:
-        flags, sequence, vector_bytes, tree_bytes, _, time, source = _SINGLE_HEADER.unpack_from(raw)
-        trees_at = _HEADER.size + vector_bytes
-        body_at = trees_at + tree_bytes
-        if vector_bytes == _SINGLE.size:
-            vector = VersionVector(Version(time, source))
-        else:
-            vector = VersionVector.from_bytes(bytes(raw[_HEADER.size : trees_at]))
-        trees = _unpack_trees(bytes(raw[trees_at:body_at])) if tree_bytes else ()
-    except (struct.error, ValueError, IndexError) as exc:
-        raise _damaged(raw) from exc
-    body = bytes(raw[body_at:]) if with_body else EMPTY_BODY
-    return Stored(Revision(vector, body, flags & _DELETED == _DELETED, trees), sequence)
+    if with_body:
+        _check_all(raw, key)
+    else:
+        _check_head(raw, key)
+    return _unpack(raw, with_body=with_body)
 
 
 def may_name_blobs(raw: memoryview) -> bool:
@@ -134,52 +143,91 @@ def may_name_blobs(raw: memoryview) -> bool:
     return raw[0] & _MAY_NAME_BLOBS != 0
 
 
-def unpack_place(raw: memoryview | bytes) -> tuple[bool, Sequence]:
+def unpack_place(raw: memoryview, key: bytes) -> tuple[bool, Sequence]:
     """Whether a revision record is a tombstone, and its sequence. Raises StoreCorruptError."""
+    _check_head(raw, key)
+    return _place(raw)
+
+
+def _check_all(raw: memoryview | bytes, key: bytes | memoryview) -> None:
+    """Raises StoreCorruptError if a record is not what was written for this key."""
+    if zlib.crc32(raw, zlib.crc32(key)) != _CHECKED:
+        raise _damaged(raw)
+
+
+def _check_head(raw: memoryview, key: bytes | memoryview) -> None:
+    """As `_check_all` for a revision, but for the body, which is not read."""
     try:
-        flags, sequence, _, _ = _HEADER.unpack_from(raw)
+        body_at = _body_at(raw)
     except struct.error as exc:
         raise _damaged(raw) from exc
+    if zlib.crc32(raw[:body_at], zlib.crc32(key)) != _CHECKED:
+        raise _damaged(raw)
+
+
+def _checksum(record: bytes, key: bytes) -> bytes:
+    """What stands behind a record."""
+    return _CHECKSUM.pack(zlib.crc32(record, zlib.crc32(key)))
+
+
+def _unpack(raw: memoryview | bytes, *, with_body: bool) -> Stored:
+    """Unpack a record that was checked."""
+    try:
+        flags, sequence, vector_bytes, tree_bytes, _, time, source = _SINGLE_HEADER.unpack_from(raw)
+        trees_at = _HEADER.size + vector_bytes
+        trees_end = trees_at + tree_bytes
+        if vector_bytes == _SINGLE.size:
+            vector = VersionVector(Version(time, source))
+        else:
+            vector = VersionVector.from_bytes(bytes(raw[_HEADER.size : trees_at]))
+        trees = _unpack_trees(bytes(raw[trees_at:trees_end])) if tree_bytes else ()
+    except (struct.error, ValueError, IndexError) as exc:
+        raise _damaged(raw) from exc
+    body = EMPTY_BODY
+    if with_body:
+        body = bytes(raw[trees_end + _CHECKSUM.size : -_CHECKSUM.size])
+    return Stored(Revision(vector, body, flags & _DELETED == _DELETED, trees), sequence)
+
+
+def _place(raw: memoryview | bytes) -> tuple[bool, Sequence]:
+    flags, sequence, _, _ = _HEADER.unpack_from(raw)
     return flags & _DELETED == _DELETED, sequence
 
 
-def _body_at(raw: bytes) -> int:
-    """Where the body begins in a revision record. Raises StoreCorruptError."""
-    try:
-        _, _, vector_bytes, tree_bytes = _HEADER.unpack_from(raw)
-    except struct.error as exc:
-        raise _damaged(raw) from exc
-    body_at: int = _HEADER.size + vector_bytes + tree_bytes
-    if body_at > len(raw):
-        raise _damaged(raw)
+def _body_at(raw: memoryview | bytes) -> int:
+    """Where the body begins in a revision record."""
+    _, _, vector_bytes, tree_bytes = _HEADER.unpack_from(raw)
+    body_at: int = _HEADER.size + vector_bytes + tree_bytes + _CHECKSUM.size
     return body_at
 
 
 def _damaged(raw: memoryview | bytes) -> StoreCorruptError:
-    return StoreCorruptError("a damaged revision record", bytes=len(raw))
+    return StoreCorruptError("a record is damaged: restore a backup", bytes=len(raw))
 
 
-def pack_change(revision: Revision, document_id: bytes) -> bytes:
-    """A row of the change feed; the ID is UTF-8."""
+def pack_change(revision: Revision, document_id: bytes, key: bytes) -> bytes:
+    """A row of the change feed, for a key; the ID is UTF-8."""
     revision_id = revision.id
     if isinstance(revision_id, Version):
         row = _VERSION_CHANGE.pack(revision.deleted, len(revision.body), 0, *revision_id)
     else:
         row = _CHANGE.pack(revision.deleted, len(revision.body)) + _pack_tree(revision_id)
-    return row + document_id
+    row += document_id
+    return row + _checksum(row, key)
 
 
-def unpack_change(sequence: Sequence, raw: memoryview) -> ChangeRow:
-    """Read what `pack_change` wrote."""
+def unpack_change(sequence: Sequence, raw: memoryview, key: bytes | memoryview) -> ChangeRow:
+    """Read what `pack_change` wrote. Raises StoreCorruptError."""
+    _check_all(raw, key)
     revision_id: RevisionID
     if raw[_CHANGE.size] == 0:
         flags, body_bytes, _, time, source = _VERSION_CHANGE.unpack_from(raw)
         revision_id = Version(time, source)
-        name = raw[_VERSION_CHANGE.size :]
+        name = raw[_VERSION_CHANGE.size : -_CHECKSUM.size]
     else:
         flags, body_bytes = _CHANGE.unpack_from(raw)
         revision_id = unpack_revision_id(bytes(raw[_CHANGE.size :]))
-        name = raw[_CHANGE.size + 1 + raw[_CHANGE.size] :]
+        name = raw[_CHANGE.size + 1 + raw[_CHANGE.size] : -_CHECKSUM.size]
     return ChangeRow(
         sequence,
         DocumentID(str(name, "utf-8")),
@@ -221,15 +269,18 @@ def _unpack_trees(raw: bytes) -> tuple[TreeRevisionID, ...]:
     return tuple(trees)
 
 
-def pack_collection(state: CollectionState) -> bytes:
-    """A collection's record."""
-    return _COLLECTION.pack(state.last_sequence, state.count) + state.full_name.encode()
+def pack_collection(state: CollectionState, key: bytes) -> bytes:
+    """A collection's record, for its key."""
+    record = _COLLECTION.pack(state.last_sequence, state.count) + state.full_name.encode()
+    return record + _checksum(record, key)
 
 
-def unpack_collection(raw: bytes) -> CollectionState:
-    """Read what `pack_collection` wrote."""
+def unpack_collection(raw: bytes, key: bytes) -> CollectionState:
+    """Read what `pack_collection` wrote. Raises StoreCorruptError."""
+    _check_all(raw, key)
     last_sequence, count = _COLLECTION.unpack_from(raw)
-    return CollectionState(raw[_COLLECTION.size :].decode(), last_sequence, count)
+    name = raw[_COLLECTION.size : -_CHECKSUM.size]
+    return CollectionState(name.decode(), last_sequence, count)
 
 
 def pack_peer_checkpoint(use: int, generation: int, body: bytes) -> bytes:

@@ -7,10 +7,11 @@ transaction belongs to the thread that began it.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import lmdb
 
@@ -55,6 +56,8 @@ class ReadTransaction:
         self.raw.abort()
         if isinstance(error, lmdb.Error):
             raise store_error(error) from error
+        if isinstance(error, UNREADABLE):
+            raise unreadable(error) from error
 
 
 class WriteTransaction(ReadTransaction):
@@ -107,6 +110,15 @@ class WriteTransaction(ReadTransaction):
     def stamp(self) -> Version:
         """A new version by this database, later than all it has made or stored."""
         return Version(self.clock.now(), self.source)
+
+
+# What comes of bytes that keys and small records never hold.
+UNREADABLE: Final = (struct.error, UnicodeDecodeError)
+
+
+def unreadable(error: Exception) -> StoreError:
+    """Our error for stored bytes that make no sense; to be raised from the one they caused."""
+    return StoreCorruptError("the data file is damaged: restore a backup", reason=str(error))
 
 
 def system_code(error: lmdb.Error) -> int:

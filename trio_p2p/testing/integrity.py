@@ -69,12 +69,12 @@ class _Check:
 
     def _read_documents(self) -> Iterator[tuple[Name, Stored]]:
         for key, value in self._rows("documents"):
-            yield _name(key), records.unpack_revision(value)
+            yield _name(key), records.unpack_revision(value, key)
 
     def _check_collections(self) -> None:
         """The counters are those in memory, and count what is there."""
         found = {
-            keys.read_collection(key)[0]: records.unpack_collection(bytes(value))
+            keys.read_collection(key)[0]: records.unpack_collection(bytes(value), bytes(key))
             for key, value in self._rows("collections")
         }
         assert found == self._published, (found, self._published)
@@ -95,7 +95,7 @@ class _Check:
         seen = set()
         for key, value in self._rows("changes"):
             number, sequence = keys.read_change(key)
-            row = records.unpack_change(Sequence(sequence), value)
+            row = records.unpack_change(Sequence(sequence), value, key)
             name = number, row.document_id
             if number in self._dropped:
                 continue
@@ -134,7 +134,7 @@ class _Check:
     def _check_conflicts(self) -> None:
         for key, value in self._rows("conflicts"):
             number, name = keys.read_collection(key[:4])[0], keys.read_conflict(bytes(key))
-            revision, sequence = records.unpack_revision(value)
+            revision, sequence = records.unpack_revision(value, key)
             assert keys.conflict(number, name, revision.version) == key
             assert sequence == 0
             assert (number, name) in self._documents or number in self._dropped, name
@@ -147,7 +147,7 @@ class _Check:
             ("conflicts", blob_uses.CONFLICTING),
         ):
             for key, value in self._rows(table):
-                for sha1 in blob.digests(records.unpack_revision(value).revision.body):
+                for sha1 in blob.digests(records.unpack_revision(value, key).revision.body):
                     assert records.may_name_blobs(value), bytes(key)
                     uses.add(keys.blob_use(sha1, place, bytes(key)))
                     digests.add(sha1)

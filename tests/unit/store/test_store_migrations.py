@@ -13,8 +13,11 @@ from trio_p2p.model.version import Version
 from trio_p2p.store import checkpoints, conflicts, keys, migrations, remotes, schema
 from trio_p2p.store.environment import DATA_FILE
 from trio_p2p.testing.databases import open_test_database
+from trio_p2p.testing.integrity import check_store
 
-FORMAT_1 = Path(__file__).parents[2] / "vectors" / "store_format_1.mdb.xz"
+VECTORS = Path(__file__).parents[2] / "vectors"
+FORMAT_1 = VECTORS / "store_format_1.mdb.xz"
+FORMAT_2 = VECTORS / "store_format_2.mdb.xz"
 NOW = 1_800_000_000 * 10**9
 
 
@@ -77,6 +80,37 @@ async def test_a_migration_that_fails_changes_nothing(old, monkeypatch):
         assert db.default_collection.count == 2
         with db.engine.read() as txn:
             assert txn.raw.get(b"half", db=txn.tables.meta) is None
+
+
+async def test_a_database_of_format_2_is_read_whole(path):
+    path.mkdir()
+    (path / DATA_FILE).write_bytes(lzma.decompress(FORMAT_2.read_bytes()))
+    async with open_test_database(path, clock=lambda: NOW) as db:
+        check_store(db.engine)
+        assert str(db.id) == "ed828c76-1c5c-480e-b197-ed7eaedb1191"
+        assert db.source_id == "7iWIacZlHwSfM3gj/TuQjw"
+        notes = db.default_collection
+        assert (notes.count, notes.last_sequence) == (5, 7)
+        bodies = {document.id: document.body async for document in notes.documents()}
+        assert bodies == {
+            "b": {"n": 2},
+            "long": {"t": "y" * 10_000},
+            "merged": {"n": 4},
+            "tree": {"n": 3},
+            "ö": {"t": "x"},
+        }
+        assert notes.get("a", deleted=True).deleted
+        assert notes.expiration("b").year == 2100
+        changes = [change[:2] async for change in notes.changes(live=False)]
+        assert changes == [(2, "b"), (3, "a"), (4, "ö"), (5, "long"), (6, "tree"), (7, "merged")]
+        assert db.collection("shop.notes").get("only").body == {"here": True}
+        with db.engine.read() as txn:
+            assert [r.version.source for r in conflicts.of_document(txn, 1, "b")] == [b"z" * 16]
+
+
+async def test_a_migrated_database_of_format_1_agrees_with_itself(old):
+    async with open_test_database(old, clock=lambda: NOW) as db:
+        check_store(db.engine)
 
 
 def test_there_is_a_way_from_every_format_version():

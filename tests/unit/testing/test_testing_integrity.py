@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 
@@ -48,14 +49,14 @@ async def test_what_the_store_writes_agrees(db):
 
 
 def change(table, key, value):
-    """Write or for None remove a row."""
+    """Write or for None remove a row; a function makes it for the key."""
 
     def job(txn):
         handle = getattr(txn.tables, table)
         if value is None:
             assert txn.raw.delete(key, b"", handle)
         else:
-            txn.raw.put(key, value, db=handle)
+            txn.raw.put(key, value(key) if callable(value) else value, db=handle)
 
     return job
 
@@ -67,26 +68,32 @@ DELETED = Revision(VersionVector(OTHER), b"\xa1aa\x01", deleted=True)
 EARLY, LATE = keys.number(1), keys.number(2**62)
 WRONG = {
     "a document that no change tells of": change(
-        "documents", keys.document(1, "new"), records.pack_revision(REVISION, 9)
+        "documents", keys.document(1, "new"), partial(records.pack_revision, REVISION, 9)
     ),
     "a change of no document": change("documents", DOCUMENT, None),
     "a change of another sequence": change(
-        "documents", DOCUMENT, records.pack_revision(REVISION, 1)
+        "documents", DOCUMENT, partial(records.pack_revision, REVISION, 1)
     ),
     "a document without its change": change("changes", keys.change(1, 1), None),
-    "a change twice": change("changes", keys.change(1, 2), records.pack_change(REVISION, b"a")),
-    "a tombstone with a body": change("documents", DOCUMENT, records.pack_revision(DELETED, 1)),
+    "a change twice": change(
+        "changes", keys.change(1, 2), partial(records.pack_change, REVISION, b"a")
+    ),
+    "a tombstone with a body": change(
+        "documents", DOCUMENT, partial(records.pack_revision, DELETED, 1)
+    ),
     "a collection that counts wrong": change(
         "collections",
         keys.collection(1),
-        records.pack_collection(CollectionState("_default", 5, 7)),
+        partial(records.pack_collection, CollectionState("_default", 5, 7)),
     ),
     "a collection that is not published": change(
-        "collections", keys.collection(9), records.pack_collection(CollectionState("ninth"))
+        "collections",
+        keys.collection(9),
+        partial(records.pack_collection, CollectionState("ninth")),
     ),
     "a collection that is there and dropped": change("dropped", keys.collection(1), b""),
     "a document of no collection": change(
-        "documents", keys.document(9, "a"), records.pack_revision(REVISION, 1)
+        "documents", keys.document(9, "a"), partial(records.pack_revision, REVISION, 1)
     ),
     "a clock behind": change("meta", schema.META_CLOCK, EARLY),
     "a counter of collections behind": change("meta", schema.META_LAST_COLLECTION, EARLY),
@@ -95,16 +102,20 @@ WRONG = {
     "an expiration of another time": change("expirations", DOCUMENT, LATE),
     "a time without its expiration": change("expirations", DOCUMENT, None),
     "a conflict of no document": change(
-        "conflicts", keys.conflict(1, "c", OTHER), records.pack_revision(REVISION, 0)
+        "conflicts", keys.conflict(1, "c", OTHER), partial(records.pack_revision, REVISION, 0)
     ),
     "a conflict under another version": change(
-        "conflicts", keys.conflict(1, "a", Version(5, BOB)), records.pack_revision(REVISION, 0)
+        "conflicts",
+        keys.conflict(1, "a", Version(5, BOB)),
+        partial(records.pack_revision, REVISION, 0),
     ),
     "a blob without its row": change(
         "documents",
         DOCUMENT,
-        records.pack_revision(
-            Revision(VersionVector(OTHER), b"\xa1aa\x78\x21sha1-2jmj7l5rSw0yVb/vlWAYkK/YBwk="), 1
+        partial(
+            records.pack_revision,
+            Revision(VersionVector(OTHER), b"\xa1aa\x78\x21sha1-2jmj7l5rSw0yVb/vlWAYkK/YBwk="),
+            1,
         ),
     ),
     "what an unknown peer has": change(
