@@ -14,6 +14,9 @@ DOCUMENT_ID_BYTES_MAX: Final = 240
 BODY_BYTES_MAX: Final = 20 * MIB
 # Far more than replicates in sensible time; a peer cannot send more than its document announces.
 BLOB_BYTES_MAX: Final = 2**40
+# Values in one body: far more than a real document of that size has, and as many as are read in a
+# second or so.
+BODY_VALUES_MAX: Final = 1_000_000
 # Deep enough for any real document; far below what would exhaust the interpreter's stack.
 BODY_DEPTH_MAX: Final = 100
 # Couchbase Lite's limit on scope and collection names.
@@ -95,6 +98,25 @@ MESSAGE_BYTES_MAX: Final = BODY_BYTES_MAX + MIB
 INCOMPLETE_MESSAGES_MAX: Final = 1_024
 # All incomplete messages of one peer together.
 INCOMPLETE_BYTES_MAX: Final = 64 * MIB
+# Requests of a peer that await our reply: a window of revisions in some collections, and others.
+REQUESTS_UNANSWERED_MAX: Final = 20_000
+# What one peer may make us hold: messages that are incomplete or not dealt with, and replies that
+# it does not take. Several of the largest documents; what else a peer sends it sends in a window
+# of 2 MiB. And all peers of a listener together.
+CONNECTION_BYTES_MAX: Final = 128 * MIB
+LISTENER_BYTES_MAX: Final = 512 * MIB
+# What a request takes beside its body, and each row of one that lists something, once it is read.
+REQUEST_BYTES: Final = 1_024
+ROW_BYTES: Final = 1_024
+# A message of which no more comes, though others do or nothing at all.
+MESSAGE_STALL_S: Final = 120.0
+# JSON deflates to a tenth or so. What inflates to more than a hundred times its size is inflated at
+# once up to a few of the largest messages, then at a rate that leaves the machine to others.
+INFLATION_RATIO: Final = 100
+INFLATION_BYTES_MAX: Final = 64 * MIB
+INFLATION_BYTES_PER_S: Final = 8 * MIB
+# Reading the body of a message this large takes milliseconds, so it is done in a thread.
+READ_ASIDE_BYTES: Final = 64 * 1024
 # LiteCore refuses WebSocket messages larger than this.
 TRANSPORT_MESSAGE_BYTES_MAX: Final = MIB
 # Reads of 256 KiB move 64 KiB messages at twice the speed of trio-websocket's own 4 KiB.
@@ -136,6 +158,8 @@ LISTENER_CONNECTIONS_MAX: Final = 1_000
 # Connections that are not let in yet: some hundred handshakes at once are more than a machine works
 # off in the time one takes, and each may hold a few hundred KiB.
 LISTENER_WAITING_MAX: Final = 256
+# A client that was let in asks for its collections at once; this is for slow links.
+FIRST_REQUEST_TIMEOUT_S: Final = 30.0
 # A function of the user's that decides on a client: less than what its whole handshake may take.
 AUTHENTICATOR_TIMEOUT_S: Final = 10.0
 # Wrong passwords: the next attempt from the same address waits 0.1 s, 0.2 s, 0.4 s and so on, as
@@ -173,6 +197,14 @@ RESOLVING_TIMEOUT_S: Final = 4.0
 
 CHANGES_PER_MESSAGE_MAX: Final = 200
 CHANGES_MESSAGES_IN_FLIGHT_MAX: Final = 5
+# Rows in a list from a peer, which may have its own opinion on how long a list is; and values in
+# all of them: five each, or some ancestors.
+LISTED_ROWS_MAX: Final = 2_000
+LISTED_VALUES_MAX: Final = 50_000
+# Documents that a subscription may be restricted to.
+SUBSCRIBED_DOCUMENTS_MAX: Final = 100_000
+# A sequence of a peer is any JSON, and kept as long as its revision is on its way.
+SEQUENCE_CHARACTERS_MAX: Final = 1_024
 REVISIONS_QUEUED_MAX: Final = 600
 # Revisions sent and not yet answered. LiteCore allows 10 because it answers each by itself; our
 # inserter answers a whole batch, so a window of batches keeps both sides busy.

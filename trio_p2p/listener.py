@@ -14,6 +14,7 @@ import trio
 from cryptography import x509
 
 from trio_p2p import limits
+from trio_p2p.blip.load import Budget
 from trio_p2p.errors import TrioP2PError
 from trio_p2p.listener_configuration import URLEndpointListenerConfiguration
 from trio_p2p.replication.connector import SYNC_PATH
@@ -83,6 +84,7 @@ class URLEndpointListener:
             )
         )
         self._served: dict[int, _Served] = {}
+        self._budget = Budget(limits.LISTENER_BYTES_MAX)
         self._stop_requested = trio.Event()
         self._stopped = trio.Event()
 
@@ -211,7 +213,9 @@ class URLEndpointListener:
         self, stream: trio.abc.Stream, peer_address: str, identity: TLSIdentity | None
     ) -> None:
         async with self._entrance.admit(stream, peer_address, identity) as guest:
-            session = PassiveSession(guest.transport, self.configuration.collections, self._journal)
+            session = PassiveSession(
+                guest.transport, self.configuration.collections, self._journal, self._budget
+            )
             served = _Served(guest, session, peer_address, self._now())
             self._served[id(served)] = served
             try:

@@ -8,8 +8,8 @@ encoding a frame changes the state of the connection and must happen once, in or
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterable, Callable, Mapping
-from typing import NoReturn
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
+from typing import NoReturn, Protocol, TypeVar
 
 import trio
 
@@ -23,6 +23,7 @@ from trio_p2p.blip import (
     ReplyReceived,
     RequestReceived,
 )
+from trio_p2p.blip.load import Budget, Inflation, Progress
 from trio_p2p.errors import ConnectionLostError, PeerError, RemoteProtocolError
 from trio_p2p.transport.base import MessageTransport
 
@@ -30,7 +31,17 @@ COMPRESSION_LEVEL = 6
 """What LiteCore uses."""
 
 OnRequest = Callable[[int, Message], None]
+Prepare = Callable[[Message], Callable[[int], None]]
 OnReply = Callable[[Message | PeerError | ConnectionLostError], None]
+
+
+T = TypeVar("T")
+
+
+class RunSync(Protocol):
+    """Calls a function that may take long, and returns what it does."""
+
+    def __call__(self, function: Callable[..., T], *args: object) -> Awaitable[T]: ...
 
 
 class Pending:
@@ -129,8 +140,23 @@ class Peer:
     the connection ends.
     """
 
-    def __init__(self, transport: MessageTransport, *, compression: bool = True) -> None:
+    def __init__(
+        self,
+        transport: MessageTransport,
+        *,
+        compression: bool = True,
+        budget: Budget | None = None,
+        run_sync: RunSync | None = None,
+    ) -> None:
+        """`budget` is shared with others; `run_sync` calls what takes long, None: in a thread."""
         self._transport = transport
+        self._budget = budget
+        self._run_sync = run_sync or trio.to_thread.run_sync
+        # What the peer's requests take until they are answered, by their number.
+        self._held: dict[int, int] = {}
+        self._held_bytes = 0
+        self._overdrawn = False
+        self._incomplete = trio.Event()
         self._blip = Connection(compression_level=COMPRESSION_LEVEL if compression else 0)
         self._waiting: dict[int, OnReply] = {}
         self._partial: dict[int, PartialReply] = {}
@@ -141,11 +167,20 @@ class Peer:
         self.bytes_sent = 0
         self.bytes_received = 0
 
-    async def run(self, on_request: OnRequest) -> NoReturn:
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes the peer makes us hold: requests it awaits a reply to, and what it has not
+        finished or not taken yet.
+        """
+        return self._held_bytes + self._blip.held_bytes
+
+    async def run(self, on_request: OnRequest, prepare: Prepare | None = None) -> NoReturn:
         """Move messages until the connection ends, then raise what ended it.
 
         `on_request` is called for each request, in order, from the reader: it must not block, and
-        answers now or later with `reply` or `refuse`.
+        answers now or later with `reply` or `refuse`. For a large one `prepare` is called instead,
+        in a thread, and then what it returns, with the request's number: so reading it does not
+        hold up others.
 
         Raises: ConnectionLostError (code 1000 after a polite goodbye), RemoteProtocolError.
         Cancelling: ends the connection without a goodbye; close the transport first for one.
@@ -153,7 +188,8 @@ class Peer:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write)
-                await self._read(on_request)
+                nursery.start_soon(self._watch)
+                await self._read(on_request, prepare)
         except* (ConnectionLostError, RemoteProtocolError) as group:
             error = _first(group)
             self._lost = (
@@ -218,6 +254,7 @@ class Peer:
         await trio.lowlevel.checkpoint()
         if self._lost is not None:
             return
+        self.release(number)
         reply = self._blip.begin_reply(number, message)
         # A part is queued once the next one is there, so that the last one is known as such.
         waiting = b""
@@ -234,15 +271,26 @@ class Peer:
 
     def reply(self, number: int, message: Message) -> None:
         """Queue the reply to the peer's request of this number."""
+        self.release(number)
         if self._lost is None:
             self._blip.send_reply(number, message)
             self._work.set()
 
     def refuse(self, number: int, domain: str, code: int, text: str = "") -> None:
         """Queue an error in place of a reply."""
+        self.release(number)
         if self._lost is None:
             self._blip.send_error(number, domain, code, text)
             self._work.set()
+
+    def hold(self, number: int, size: int) -> None:
+        """Count these bytes more as held for the peer's request of this number, until its reply."""
+        self._held[number] = self._held.get(number, 0) + size
+        self._held_bytes += size
+
+    def release(self, number: int) -> None:
+        """Nothing is held for the peer's request of this number any more."""
+        self._held_bytes -= self._held.pop(number, 0)
 
     async def flush(self) -> None:
         """Wait until everything queued has been given to the transport, or the connection ended.
@@ -253,14 +301,22 @@ class Peer:
         while self._lost is None and (self._work.is_set() or self._blip.has_work):
             await self._drained.wait()
 
-    async def _read(self, on_request: OnRequest) -> NoReturn:
+    async def _read(self, on_request: OnRequest, prepare: Prepare | None) -> NoReturn:
+        inflation = Inflation(trio.current_time())
         while True:
-            frame = await self._transport.receive()
+            frame = await self._receive()
             self.bytes_received += len(frame)
+            inflated_bytes, deflated_bytes = self._blip.inflated_bytes, self._blip.deflated_bytes
             for event in self._blip.receive_frame(frame):
                 match event:
                     case RequestReceived(number, message):
-                        on_request(number, message)
+                        if not message.no_reply:
+                            self.hold(number, len(message.body) + limits.REQUEST_BYTES)
+                        if prepare is not None and len(message.body) > limits.READ_ASIDE_BYTES:
+                            handle = await self._run_sync(prepare, message)
+                            handle(number)
+                        else:
+                            on_request(number, message)
                     case ReplyReceived(number, message):
                         self._settle(number, message)
                     case PartReceived(number):
@@ -270,6 +326,51 @@ class Peer:
             # An acknowledgement may have become due, or one of theirs may have opened a window.
             if self._blip.has_work:
                 self._work.set()
+            self._check_load()
+            if self._blip.inflated_bytes > inflated_bytes:
+                wait_s = inflation.wait_s(
+                    trio.current_time(),
+                    self._blip.deflated_bytes - deflated_bytes,
+                    self._blip.inflated_bytes - inflated_bytes,
+                )
+                if wait_s > 0:
+                    await trio.sleep(wait_s)
+
+    async def _receive(self) -> bytes:
+        try:
+            return await self._transport.receive()
+        except ConnectionLostError as exc:
+            if self._overdrawn:
+                raise RemoteProtocolError("the peer makes us hold too much") from exc
+            raise
+
+    def _check_load(self) -> None:
+        if self._blip.has_incomplete:
+            self._incomplete.set()
+        held_bytes = self.held_bytes
+        if held_bytes > limits.CONNECTION_BYTES_MAX:
+            raise RemoteProtocolError("the peer makes us hold too much", bytes=held_bytes)
+        if self._budget is not None:
+            self._budget.note(self._overdraw, held_bytes)
+
+    def _overdraw(self) -> None:
+        """All peers together hold too much, and this one most of it."""
+        self._overdrawn = True
+        self._transport.abort()
+
+    async def _watch(self) -> NoReturn:
+        """End the connection when the peer does not go on with a message that it has begun."""
+        while True:
+            await self._incomplete.wait()
+            progress = Progress()
+            while incomplete := self._blip.incomplete():
+                stalled_s = progress.stalled_s(trio.current_time(), incomplete)
+                if stalled_s > limits.MESSAGE_STALL_S:
+                    raise RemoteProtocolError(
+                        "the peer does not finish a message", seconds=stalled_s
+                    )
+                await trio.sleep(limits.MESSAGE_STALL_S / 4)
+            self._incomplete = trio.Event()
 
     async def _write(self) -> NoReturn:
         while True:
@@ -323,6 +424,8 @@ class Peer:
         if self._lost is None:
             self._lost = ConnectionLostError("the connection was ended here", code=1000)
         self._blip.close()
+        if self._budget is not None:
+            self._budget.leave(self._overdraw)
         self._drained.set()
         self._moved.set()
         for number in list(self._waiting):

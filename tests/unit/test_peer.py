@@ -1,13 +1,16 @@
 """A peer: requests and replies over a transport, and what becomes of them when it ends."""
 
+import threading
 from contextlib import aclosing, asynccontextmanager
+from unittest.mock import patch
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_p2p import limits
-from trio_p2p.blip import Message
+from trio_p2p.blip import Connection, Message
+from trio_p2p.blip.load import Budget
 from trio_p2p.errors import ConnectionLostError, PeerError, RemoteProtocolError
 from trio_p2p.peer import Peer
 from trio_p2p.transport.memory import Faults, memory_transport_pair
@@ -24,12 +27,14 @@ class Side:
         self.asked = []
         self.answer = lambda number, message: None
         self.ended = None
+        self.finished = trio.Event()
 
     async def run(self):
         try:
             await self.peer.run(self._on_request)
         except (ConnectionLostError, RemoteProtocolError) as exc:
             self.ended = exc
+            self.finished.set()
 
     def _on_request(self, number, message):
         self.asked.append(message)
@@ -482,3 +487,194 @@ async def test_receiving_that_was_cancelled_can_go_on(ours, giving, autojump_clo
     with trio.move_on_after(0):
         await reply.receive()
     assert await received(reply) == LARGE
+
+
+# --- Limits --------------------------------------------------------------------------------------
+
+
+class Hostile:
+    """The other end of a connection, played by hand: it sends what it likes and reads nothing.
+
+    Neither does it wait for acknowledgements (see `open_attack`).
+    """
+
+    def __init__(self, transport):
+        self.transport = transport
+        self.blip = Connection()
+
+    async def ask(self, message):
+        self.blip.send_request(message)
+        await self.send_frames()
+
+    async def send_frames(self, count=10_000):
+        for _ in range(count):
+            frame = self.blip.next_frame()
+            if frame is None:
+                return
+            try:
+                await self.transport.send(frame)
+            except ConnectionLostError:
+                return
+
+
+@asynccontextmanager
+async def open_attack(**options):
+    """A peer of ours, and a hostile one at the other end."""
+    here, there = memory_transport_pair()
+    side = Side(here, **options)
+
+    async def run():
+        await side.run()
+        here.abort()
+
+    with patch.object(limits, "UNACKNOWLEDGED_BYTES_MAX", 2**40):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            yield side, Hostile(there)
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_peer_that_asks_without_end_is_cut_off(monkeypatch):
+    monkeypatch.setattr(limits, "CONNECTION_BYTES_MAX", 100 * limits.REQUEST_BYTES)
+    async with open_attack() as (side, hostile):
+        for _ in range(100):
+            await hostile.ask(asking())
+        await wait_all_tasks_blocked()
+        assert side.ended is None
+        await hostile.ask(asking())
+        await wait_all_tasks_blocked()
+        assert "hold too much" in side.ended.message
+
+
+async def test_the_number_of_open_requests_is_limited(monkeypatch):
+    monkeypatch.setattr(limits, "REQUESTS_UNANSWERED_MAX", 10)
+    async with open_attack() as (side, hostile):
+        for _ in range(11):
+            await hostile.ask(asking())
+        await wait_all_tasks_blocked()
+        assert "too many requests" in side.ended.message
+
+
+async def test_what_was_answered_is_held_no_more(monkeypatch):
+    monkeypatch.setattr(limits, "CONNECTION_BYTES_MAX", 10 * limits.REQUEST_BYTES)
+    async with open_sides() as (ours, theirs):
+        theirs.echo()
+        for _ in range(300):
+            await ours.peer.request(asking())
+        theirs.answer = lambda number, message: theirs.peer.refuse(number, "HTTP", 400)
+        for _ in range(300):
+            await outcome_of(ours.peer.request, asking())
+        assert theirs.ended is None
+        assert theirs.peer.held_bytes == 0
+
+
+async def test_replies_that_a_peer_does_not_take_are_held_for_it(monkeypatch):
+    monkeypatch.setattr(limits, "CONNECTION_BYTES_MAX", 10 * len(LARGE))
+    async with open_attack() as (side, hostile):
+        side.answer = lambda number, message: side.peer.reply(number, Message({}, LARGE))
+        for _ in range(8):
+            await hostile.ask(asking())
+        await wait_all_tasks_blocked()
+        assert side.ended is None
+        for _ in range(8):
+            await hostile.ask(asking())
+        await wait_all_tasks_blocked()
+        assert "hold too much" in side.ended.message
+
+
+async def test_messages_that_are_begun_and_not_finished_are_held_for_the_peer(monkeypatch):
+    monkeypatch.setattr(limits, "CONNECTION_BYTES_MAX", len(LARGE))
+    async with open_attack() as (side, hostile):
+        for _ in range(200):
+            hostile.blip.send_request(asking(LARGE))
+        await hostile.send_frames(200)
+        await wait_all_tasks_blocked()
+        assert "hold too much" in side.ended.message
+
+
+async def test_all_peers_together_hold_no_more_than_they_may():
+    budget = Budget(20 * len(LARGE))
+    async with open_attack(budget=budget) as one, open_attack(budget=budget) as other:
+        for _ in range(6):
+            await other[1].ask(asking(LARGE))
+        for _ in range(18):
+            await one[1].ask(asking(LARGE))
+        await wait_all_tasks_blocked()
+        assert "hold too much" in one[0].ended.message
+        assert other[0].ended is None
+        assert budget.total == other[0].peer.held_bytes
+    assert budget.total == 0
+
+
+async def test_a_message_that_does_not_go_on_ends_the_connection(autojump_clock):
+    async with open_attack() as (side, hostile):
+        side.echo()
+        hostile.blip.send_request(asking(LARGE))
+        await hostile.send_frames(1)
+        started = trio.current_time()
+        await side.finished.wait()
+        assert "does not finish" in side.ended.message
+        took_s = trio.current_time() - started
+        assert limits.MESSAGE_STALL_S < took_s < 1.5 * limits.MESSAGE_STALL_S
+
+
+async def test_a_message_that_comes_slowly_is_waited_for(autojump_clock):
+    async with open_attack() as (side, hostile):
+        hostile.blip.send_request(asking(LARGE[:80_000]))
+        for _ in range(5):
+            await hostile.send_frames(1)
+            await trio.sleep(limits.MESSAGE_STALL_S - 1)
+        assert side.ended is None
+        assert len(side.asked) == 1
+
+
+async def test_idle_peers_are_left_alone(autojump_clock):
+    async with open_sides() as (ours, theirs):
+        theirs.echo()
+        await ours.peer.request(asking(LARGE))
+        await trio.sleep(10 * limits.MESSAGE_STALL_S)
+        assert (await ours.peer.request(asking(b"x"))).body == b"x"
+
+
+async def test_bodies_that_inflate_to_much_more_are_read_at_a_bounded_rate(autojump_clock):
+    bomb = asking(bytes(10 * limits.MIB), compressed=True)
+    async with open_attack() as (side, hostile):
+        all_read = trio.Event()
+
+        def answer(number, message):
+            side.peer.reply(number, Message({}))
+            if len(side.asked) == 20:
+                all_read.set()
+
+        side.answer = answer
+        started = trio.current_time()
+        for _ in range(20):
+            await hostile.ask(bomb)
+        await all_read.wait()
+        took_s = trio.current_time() - started
+        waited_for = 200 * limits.MIB - limits.INFLATION_BYTES_MAX
+        # Each byte on the wire is good for a hundred, which is part of them here.
+        assert waited_for / took_s < 1.5 * limits.INFLATION_BYTES_PER_S
+
+
+async def test_a_large_request_is_read_aside_and_still_in_order():
+    read = []
+
+    def note(number, message):
+        read.append((number, len(message.body)))
+
+    def prepare(message):
+        assert threading.current_thread() is not threading.main_thread()
+        return lambda number: note(number, message)
+
+    here, there = memory_transport_pair()
+    peer, hostile = Peer(here), Hostile(there)
+    sizes = [10, limits.READ_ASIDE_BYTES + 1, 20, limits.READ_ASIDE_BYTES + 9, 30]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(peer.run, note, prepare)
+        for size in sizes:
+            await hostile.ask(asking(bytes(size)))
+        while len(read) < len(sizes):
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert read == list(enumerate(sizes, 1))

@@ -112,6 +112,10 @@ class Connection:
         self._unanswered: dict[int, bool] = {}
         self._incomplete: dict[tuple[bool, int], _Incoming] = {}
         self._incomplete_bytes = 0
+        self.deflated_bytes = 0
+        """How many bytes of payload came deflated."""
+        self.inflated_bytes = 0
+        """What they were inflated to."""
         self._failure: str | None = None
         self._closed = False
 
@@ -124,6 +128,24 @@ class Connection:
     def has_work(self) -> bool:
         """Whether `next_frame` may have something to send."""
         return bool(self._acknowledgements) or self._outbox.has_work
+
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes of messages are held that the peer has not finished or not taken yet."""
+        return self._incomplete_bytes + self._outbox.unsent_reply_bytes
+
+    @property
+    def has_incomplete(self) -> bool:
+        """Whether there are messages of which more is coming."""
+        return bool(self._incomplete)
+
+    def incomplete(self) -> dict[tuple[bool, int], int]:
+        """How much of each incomplete message has come; not of those we hold back ourselves."""
+        return {
+            key: incoming.wire_bytes
+            for key, incoming in self._incomplete.items()
+            if not incoming.in_parts
+        }
 
     def send_request(self, message: Message, *, in_parts: bool = False) -> int:
         """Queue a request and return its number. Its reply may be wanted `in_parts`, as they come.
@@ -321,7 +343,11 @@ class Connection:
 
     def _decode(self, frame: bytes, start: int, flags: int, bytes_max: int) -> bytes:
         compressed = bool(flags & frames.COMPRESSED)
-        return self._inflater.decode(frame, start, compressed=compressed, bytes_max=bytes_max)
+        piece = self._inflater.decode(frame, start, compressed=compressed, bytes_max=bytes_max)
+        if compressed:
+            self.deflated_bytes += len(frame) - start
+            self.inflated_bytes += len(piece)
+        return piece
 
     def _acknowledge(self, key: tuple[bool, int], incoming: _Incoming, wire_bytes: int) -> None:
         if wire_bytes - incoming.acknowledged_bytes >= limits.ACK_INTERVAL_BYTES:
@@ -359,6 +385,8 @@ class Connection:
         if kind == frames.REQUEST:
             no_reply = bool(flags & frames.NO_REPLY)
             if not no_reply:
+                if len(self._unanswered) >= limits.REQUESTS_UNANSWERED_MAX:
+                    raise RemoteProtocolError("too many requests at once", number=number)
                 self._unanswered[number] = urgent
             return RequestReceived(number, Message(properties, body, urgent, compressed, no_reply))
         del self._awaiting[number]

@@ -54,10 +54,14 @@ class Outgoing:
 
 
 class Outbox:
-    """The queue of outgoing messages; `unsent_bytes` of them are not framed yet."""
+    """The queue of outgoing messages; `unsent_bytes` of them are not framed yet.
+
+    `unsent_reply_bytes` of these are of replies, which the peer asked for.
+    """
 
     def __init__(self) -> None:
         self.unsent_bytes = 0
+        self.unsent_reply_bytes = 0
         self._queue: deque[Outgoing] = deque()
         self._begun: dict[tuple[bool, int], Outgoing] = {}
 
@@ -68,7 +72,7 @@ class Outbox:
 
     def add(self, message: Outgoing) -> None:
         """Queue a new message."""
-        self.unsent_bytes += len(message.data)
+        self._count(message, len(message.data))
         self._enqueue(message)
 
     def take(self) -> tuple[Outgoing, bytes | memoryview] | None:
@@ -86,7 +90,7 @@ class Outbox:
 
     def sent(self, message: Outgoing, piece_bytes: int, wire_bytes: int) -> None:
         """Note that a piece was framed; the message queues again if there is more of it."""
-        self.unsent_bytes -= piece_bytes
+        self._count(message, -piece_bytes)
         message.offset += piece_bytes
         message.sent_bytes += wire_bytes
         message.begun = True
@@ -101,7 +105,7 @@ class Outbox:
         message.data = message.data[message.offset :] + data
         message.offset = 0
         message.whole = last
-        self.unsent_bytes += len(data)
+        self._count(message, len(data))
         if message.starved:
             self._queue_again(message)
 
@@ -121,9 +125,14 @@ class Outbox:
 
     def clear(self) -> None:
         """Forget every message."""
-        self.unsent_bytes = 0
+        self.unsent_bytes = self.unsent_reply_bytes = 0
         self._queue.clear()
         self._begun.clear()
+
+    def _count(self, message: Outgoing, size: int) -> None:
+        self.unsent_bytes += size
+        if message.flags & TYPE_MASK != REQUEST:
+            self.unsent_reply_bytes += size
 
     def _queue_again(self, message: Outgoing) -> None:
         """Queue a message that was begun, unless there is none of it or its window is full."""

@@ -8,6 +8,7 @@ numbers in longer forms than needed and every other second way of writing the sa
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
@@ -25,6 +26,8 @@ RESERVED_KEYS = frozenset(
 )
 INTEGER_MIN = -(2**63)
 INTEGER_MAX = 2**63 - 1
+
+_JSON_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 # Whatever is exactly of one of these types needs no further check.
 _PLAIN_TYPES = frozenset({str, bool, type(None)})
@@ -51,6 +54,9 @@ def encode_body(body: Mapping[str, Any], *, reserved: frozenset[str] = RESERVED_
         raise InvalidDocumentError("text must be valid Unicode") from exc
     if len(encoded) > limits.BODY_BYTES_MAX:
         raise InvalidDocumentError("a body is too large", bytes=len(encoded))
+    # A value takes a byte or more, so that few bodies have to be counted.
+    if len(encoded) > limits.BODY_VALUES_MAX and _count(body) > limits.BODY_VALUES_MAX:
+        raise InvalidDocumentError("too many values", limit=limits.BODY_VALUES_MAX)
     return encoded
 
 
@@ -89,12 +95,30 @@ def body_from_json(text: bytes) -> bytes:
     return encode_body(parse_json(text))
 
 
-def parse_json(text: bytes) -> Any:
-    """Read JSON. Raises InvalidDocumentError."""
+def parse_json(text: bytes, *, values_max: int = limits.BODY_VALUES_MAX) -> Any:
+    """Read JSON of so many values at most. Raises InvalidDocumentError."""
+    # Before it is read: the values would take fifty times the bytes that tell of them.
+    if len(text) > values_max and _may_hold_more(text, values_max):
+        raise InvalidDocumentError("too many values", limit=values_max)
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as exc:
         raise InvalidDocumentError("not JSON") from exc
+
+
+def _may_hold_more(text: bytes, values_max: int) -> bool:
+    """Whether there may be more values in a JSON text; False is certain.
+
+    Each but the first stands behind a comma or is the first of an array or object. If too many of
+    these are there, those that stand in strings are left out.
+    """
+    return _separators(text) >= values_max and (
+        _separators(_JSON_STRING.sub(b"", text)) >= values_max
+    )
+
+
+def _separators(text: bytes) -> int:
+    return text.count(b",") + text.count(b"[") + text.count(b"{")
 
 
 def body_to_json(encoded: bytes) -> bytes:
@@ -116,6 +140,15 @@ def _refuse_tag(decoder: cbor2.CBORDecoder, immutable: bool) -> Any:
 
 
 _NO_TAGS = _NoTags()
+
+
+def _count(value: Any) -> int:
+    """How many values there are in this one, itself included."""
+    if isinstance(value, Mapping):
+        return 1 + sum(map(_count, value.values()))
+    if isinstance(value, (list, tuple)):
+        return 1 + sum(map(_count, value))
+    return 1
 
 
 def _plain(value: Any, depth: int) -> Any:

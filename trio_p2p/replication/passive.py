@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import trio
 
 from trio_p2p import limits
+from trio_p2p.blip.load import Budget
 from trio_p2p.errors import ConflictError, ReplicationError, TrioP2PError
 from trio_p2p.ids import DocumentID
 from trio_p2p.model.conflict import ProposalStatus, judge_proposal
@@ -51,6 +52,8 @@ from trio_p2p.store.database import Collection
 from trio_p2p.store.transaction import ReadTransaction, WriteTransaction
 from trio_p2p.transport.base import MessageTransport
 
+CLOSE_TRANSIENT = 4001
+
 
 @dataclass(slots=True)
 class _Part:
@@ -70,18 +73,24 @@ class PassiveSession:
     """Serves some collections of one database to one peer."""
 
     def __init__(
-        self, transport: MessageTransport, collections: Sequence[Collection], journal: Journal
+        self,
+        transport: MessageTransport,
+        collections: Sequence[Collection],
+        journal: Journal,
+        budget: Budget | None = None,
     ) -> None:
+        """`budget` is what the peers of all sessions together may make us hold."""
         self._transport = transport
         self._collections = {collection.full_name: collection for collection in collections}
         self._engine = collections[0].database.engine
         self._journal = journal
         self._pulse = Pulse()
-        self._peer = Peer(transport)
+        self._peer = Peer(transport, budget=budget)
         self._profile = CouchbaseProfile(self._peer, self._handle, active=False)
         self._blob_server = BlobServer(self._engine, self._profile, journal)
         self._parts: list[_Part] = []
         self._tasks: trio.Nursery | None = None
+        self._asked = trio.Event()
 
     @property
     def busy(self) -> bool:
@@ -104,7 +113,8 @@ class PassiveSession:
         try:
             async with trio.open_nursery() as nursery:
                 self._tasks = nursery
-                await self._peer.run(self._profile.on_request)
+                nursery.start_soon(self._end_if_nothing_is_asked)
+                await self._peer.run(self._profile.on_request, self._profile.prepare)
         except* TrioP2PError as group:
             failure = group
         finally:
@@ -117,7 +127,15 @@ class PassiveSession:
         if error.status not in (1000, 1001):
             raise error from failure
 
+    async def _end_if_nothing_is_asked(self) -> None:
+        """Say goodbye to a peer that only takes a place: clients ask for something at once."""
+        with trio.move_on_after(limits.FIRST_REQUEST_TIMEOUT_S) as deadline:
+            await self._asked.wait()
+        if deadline.cancelled_caught:
+            await self._transport.aclose(CLOSE_TRANSIENT, "nothing was asked for")
+
     def _handle(self, request: Request, respond: Respond) -> None:
+        self._asked.set()
         if isinstance(request, GetCollections):
             self._open(request, respond)
             return

@@ -188,7 +188,7 @@ class ActiveSession:
         try:
             async with trio.open_nursery() as services:
                 self._services = services
-                services.start_soon(self._peer.run, self._profile.on_request)
+                services.start_soon(self._peer.run, self._profile.on_request, self._profile.prepare)
                 try:
                     await self._replicate()
                 except* TrioP2PError as group:

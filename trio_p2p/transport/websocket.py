@@ -241,6 +241,7 @@ class WebSocketTransport:
         """Abort when a message that has begun does not go on for MESSAGE_TIMEOUT_S."""
         assert self._link.frames is not None
         while not self._link.has_ended:
+            await self._link.frames.message_begun.wait()
             await trio.sleep(limits.MESSAGE_TIMEOUT_S / 4)
             if self._link.frames.message_waited_s > limits.MESSAGE_TIMEOUT_S:
                 self._why_lost = "the peer does not finish a message"

@@ -108,6 +108,8 @@ class Frames(WSConnection):
         self._wire = wire
         self._pieces = 0
         self._begun_at_s = 0.0
+        self.message_begun = trio.Event()
+        """Set when a message has begun; a new one is there once it has ended."""
 
     @property
     def message_waited_s(self) -> float:
@@ -123,10 +125,13 @@ class Frames(WSConnection):
 
     def _count(self, event: Message[Any]) -> None:
         if event.message_finished:
-            self._pieces = 0
+            if self._pieces:
+                self._pieces = 0
+                self.message_begun = trio.Event()
             return
         if not self._pieces:
             self._begun_at_s = self._wire.waited_s
+            self.message_begun.set()
         self._pieces += 1
         if self._pieces > limits.MESSAGE_PIECES_MAX:
             raise WSRemoteProtocolError("a message comes in too many pieces")

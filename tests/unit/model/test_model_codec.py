@@ -25,6 +25,7 @@ from trio_p2p.model.codec import (
     check_body,
     decode_body,
     encode_body,
+    parse_json,
 )
 
 keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
@@ -321,3 +322,83 @@ def test_other_json_is_refused(text):
 def test_json_that_names_a_blob_that_is_not_held_is_refused():
     with pytest.raises(BlobNotFoundError):
         body_from_json(orjson.dumps({"a": {"@type": "blob", "digest": "sha1-xyz"}}))
+
+
+# --- Bodies made to do harm ----------------------------------------------------------------------
+
+
+def counted(value: object) -> int:
+    if isinstance(value, dict):
+        return 1 + sum(map(counted, value.values()))
+    if isinstance(value, list):
+        return 1 + sum(map(counted, value))
+    return 1
+
+
+@given(bodies, st.integers(1, 12))
+def test_no_more_values_are_read_than_there_may_be(body: dict[str, object], most: int) -> None:
+    text = orjson.dumps(body)
+    if counted(body) > most:
+        with pytest.raises(InvalidDocumentError, match="too many values"):
+            parse_json(text, values_max=most)
+
+
+@given(bodies)
+def test_as_many_values_as_there_may_be_are_read(body: dict[str, object]) -> None:
+    # Each array and object may count for one more than it holds.
+    text = orjson.dumps(body)
+    assert parse_json(text, values_max=2 * counted(body) + 1) == body
+
+
+def test_what_stands_in_text_is_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "BODY_VALUES_MAX", 10)
+    prose = {"a": ',[{"' * 50, 'b"\\': "\\,[", "c": ["x,y", "\\"]}
+    assert parse_json(orjson.dumps(prose), values_max=10) == prose
+
+
+@pytest.mark.parametrize("value", [b"[]", b"{}", b"0", b'""', b"[0]", b'{"a":0}'])
+def test_a_body_of_endless_values_is_refused_before_it_is_read(value: bytes) -> None:
+    count = limits.BODY_VALUES_MAX + 1
+    text = b'{"a":[' + b",".join([value] * count) + b"]}"
+    with pytest.raises(InvalidDocumentError, match="too many values"):
+        body_from_json(text)
+
+
+def test_a_body_of_too_many_values_is_refused_here_as_it_would_be_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "BODY_VALUES_MAX", 100)
+    assert encode_body({"a": [0] * 98})
+    for body in ({"a": [0] * 99}, {"a": [{}] * 99}, {"a": ((0,) * 50, [0] * 48)}):
+        with pytest.raises(InvalidDocumentError, match="too many values"):
+            encode_body(body)
+
+
+@pytest.mark.parametrize(
+    "number", [b"9" * 1_000_000, b"-" + b"9" * 1_000_000, b"1e999999", b"0." + b"9" * 1_000_000]
+)
+def test_huge_numbers_are_refused_or_rounded_at_once(number: bytes) -> None:
+    try:
+        body = decode_body(body_from_json(b'{"a":' + number + b"}"))
+    except InvalidDocumentError:
+        return
+    assert body == {"a": 1.0}
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":', b'[{"a":'])
+@pytest.mark.parametrize("depth", [limits.BODY_DEPTH_MAX, 1_000, 100_000])
+def test_deep_json_is_refused_and_exhausts_no_stack(opening: bytes, depth: int) -> None:
+    closing = {b"[": b"]", b'{"a":': b"}", b'[{"a":': b"}]"}[opening]
+    with pytest.raises(InvalidDocumentError):
+        body_from_json(b'{"a":' + opening * depth + b"0" + closing * depth + b"}")
+
+
+def test_cbor_keys_that_are_chosen_to_collide_are_refused_unread() -> None:
+    # Numbers are their own hashes: a mapping of many multiples of a power of two takes for ever.
+    count = 100_000
+    keys = b"".join(b"\x1b" + (i << 40).to_bytes(8, "big") + b"\x00" for i in range(count))
+    with pytest.raises(InvalidDocumentError):
+        check_body(b"\xa1\x61a\xba" + count.to_bytes(4, "big") + keys)
+    arrays = b"".join(b"\x81\x1b" + (i << 40).to_bytes(8, "big") + b"\x00" for i in range(count))
+    with pytest.raises(InvalidDocumentError):
+        check_body(b"\xa1\x61a\xba" + count.to_bytes(4, "big") + arrays)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from trio_p2p import limits
 from trio_p2p.blip import Message
 from trio_p2p.errors import PeerError, RemoteProtocolError
 from trio_p2p.ids import DocumentID, SourceID
@@ -126,6 +127,13 @@ class DeadEnd:
     def __init__(self):
         self.refusals = []
         self.replies = []
+        self.held = {}
+
+    def hold(self, number, size):
+        self.held[number] = size
+
+    def release(self, number):
+        self.held.pop(number, None)
 
     def refuse(self, number, domain, code, text=""):
         self.refusals.append((domain, code, text))
@@ -686,6 +694,39 @@ async def test_an_unknown_message_is_refused_in_the_words_couchbase_lite_knows(a
         await active.peer.request(Message(properties))
     error = caught.value
     assert (error.domain, error.code, error.text) == ("BLIP", 404, "no handler for message")
+
+
+def test_a_list_is_as_long_as_a_peer_may_make_it():
+    row = ["doc", "1@AliceAliceAliceAliceAA"]
+    for profile, rows in (("proposeChanges", row), ("changes", [1, *row])):
+        most = orjson.dumps([rows] * limits.LISTED_ROWS_MAX)
+        assert read(message(profile, most))
+        more = orjson.dumps([rows] * (limits.LISTED_ROWS_MAX + 1))
+        assert refusal(message(profile, more)) == ("HTTP", 400)
+        wide = orjson.dumps([[*rows, *[0] * limits.LISTED_VALUES_MAX]])
+        assert refusal(message(profile, wide)) == ("HTTP", 400)
+
+
+def test_a_subscription_to_too_many_documents_is_refused():
+    ids = [str(number) for number in range(limits.SUBSCRIBED_DOCUMENTS_MAX + 1)]
+    body = orjson.dumps({"docIDs": ids[:-1]})
+    assert read(message("subChanges", body)).document_ids == tuple(ids[:-1])
+    assert refusal(message("subChanges", orjson.dumps({"docIDs": ids}))) == ("HTTP", 400)
+
+
+@pytest.mark.parametrize("sequence", ['"' + "x" * 1_100 + '"', "9" * 1_100, "[" * 600 + "]" * 600])
+def test_a_sequence_is_short(sequence):
+    row = f'[{sequence}, "doc", "1@AliceAliceAliceAliceAA"]'
+    assert refusal(message("changes", f"[{row}]".encode())) == ("HTTP", 400)
+    assert refusal(rev(sequence=sequence)) == ("HTTP", 400)
+
+
+def test_what_a_request_holds_until_it_is_answered_is_counted_for_its_peer():
+    reading = Reading()
+    rows = orjson.dumps([["doc", "1@AliceAliceAliceAliceAA"]] * 7)
+    reading.profile.on_request(1, message("proposeChanges", rows))
+    reading.profile.on_request(2, replace(rev(b"{}"), no_reply=True))
+    assert reading.peer.held == {1: 7 * limits.ROW_BYTES, 2: 2 + limits.REQUEST_BYTES}
 
 
 @pytest.mark.behaviour("B13h")

@@ -601,3 +601,36 @@ async def test_a_session_counts_as_a_connection_once_it_is_open(client, server):
     assert server.journal.statistics().connections == 0
     await client.open("_default")
     assert server.journal.statistics().connections == 1
+
+
+# --- Limits --------------------------------------------------------------------------------------
+
+
+async def test_a_client_that_asks_for_nothing_is_told_to_come_back(tmp_path, autojump_clock):
+    here, there = memory_transport_pair()
+    async with (
+        open_test_database(tmp_path / "shop.p2p") as database,
+        trio.open_nursery() as nursery,
+    ):
+        server = Server(here, [database.default_collection])
+        nursery.start_soon(server.run)
+        started = trio.current_time()
+        with pytest.raises(ConnectionLostError) as caught:
+            await there.receive()
+        assert caught.value.code == 4001
+        assert trio.current_time() - started == limits.FIRST_REQUEST_TIMEOUT_S
+
+
+async def test_a_client_that_has_asked_may_be_silent(tmp_path, autojump_clock):
+    here, there = memory_transport_pair()
+    async with (
+        open_test_database(tmp_path / "shop.p2p") as database,
+        trio.open_nursery() as nursery,
+    ):
+        server, client = Server(here, [database.default_collection]), Client(there)
+        nursery.start_soon(server.run)
+        nursery.start_soon(client.run)
+        await client.open()
+        await trio.sleep(10 * limits.FIRST_REQUEST_TIMEOUT_S)
+        assert not server.ended
+        nursery.cancel_scope.cancel()

@@ -5,12 +5,13 @@ Source: LiteCore's Replicator, and conversations recorded with it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
+from trio_p2p import limits
 from trio_p2p.blip import Message
 from trio_p2p.errors import (
     BlobNotFoundError,
@@ -18,6 +19,7 @@ from trio_p2p.errors import (
     InvalidDocumentError,
     PeerError,
     RemoteProtocolError,
+    TrioP2PError,
 )
 from trio_p2p.ids import DocumentID
 from trio_p2p.model.blob import format_digest
@@ -26,18 +28,23 @@ from trio_p2p.peer import PartialReply, Peer, Pending
 from trio_p2p.replication.messages import (
     CollectionsReply,
     GetAttachment,
+    GetCheckpoint,
     GetCollections,
     Handler,
     HeldCheckpoint,
     NoRevision,
+    OfferChanges,
     OfferedChange,
     OnOutcome,
     Proposal,
     ProposalAnswer,
+    ProposeChanges,
     Refusal,
     Reply,
+    Request,
     RevisionOutcome,
     RevisionsReply,
+    SendRevisions,
     SentRevision,
     SubscribeChanges,
     Wanted,
@@ -87,7 +94,9 @@ class CouchbaseProfile:
             properties["uuid"] = str(request.database_id)
         body = {"checkpoint_ids": request.checkpoint_ids, "collections": request.names}
         reply = await self._peer.request(Message(properties, orjson.dumps(body)))
-        checkpoints = tuple(held_checkpoint(item) for item in values.array(reply.body))
+        # Checkpoints may be long, where much was left out.
+        rows = values.array(reply.body, limits.BODY_VALUES_MAX)
+        checkpoints = tuple(map(held_checkpoint, rows))
         if len(checkpoints) != len(request.names):
             raise RemoteProtocolError("not one checkpoint for each collection")
         return CollectionsReply(checkpoints, values.uuid(reply.properties.get("uuid")))
@@ -251,48 +260,65 @@ class CouchbaseProfile:
 
     def on_request(self, number: int, message: Message) -> None:
         """Hand a request of the peer to the handler; refuse what cannot be read."""
+        self.prepare(message)(number)
+
+    def prepare(self, message: Message) -> Callable[[int], None]:
+        """Read a request of the peer; what is returned does the rest, given its number.
+
+        Reading changes nothing and may be done in a thread.
+        """
         reader = READERS.get(message.properties.get("Profile", ""))
         if reader is None:
             # This very text tells Couchbase Lite that the peer is older than a message.
-            self._respond(number, message, Refusal(404, "no handler for message", "BLIP"))
-            return
+            unknown = Refusal(404, "no handler for message", "BLIP")
+            return lambda number: self._respond(number, message, unknown)
         try:
-            self.note_abilities(message.properties)
-            request = reader(self._collection(message.properties), message)
-            if isinstance(request, GetAttachment):
-                request = replace(request, answer_to=number)
+            request = reader(_collection(message.properties), message)
         except (RemoteProtocolError, InvalidDocumentError, BlobNotFoundError) as exc:
-            status = 404 if isinstance(exc, BlobNotFoundError) else 400
-            self._respond(number, message, Refusal(status, str(exc)))
-            self._tell_unreadable(message.properties, status, str(exc))
-        else:
-            self._handler(request, lambda reply: self._respond(number, message, reply))
+            failure = exc
+            return lambda number: self._refuse(number, message, failure)
+        return lambda number: self._take(number, message, request)
+
+    def _take(self, number: int, message: Message, request: Request) -> None:
+        """Hand a request to the handler. What it holds until the reply is held for the peer."""
+        properties = message.properties
+        self.note_abilities(properties)
+        if isinstance(request, GetCheckpoint) and "collection" not in properties:
+            self.names_collections = False
+        if isinstance(request, GetAttachment):
+            request = replace(request, answer_to=number)
+        if isinstance(request, OfferChanges):
+            self._peer.hold(number, len(request.changes) * limits.ROW_BYTES)
+        elif isinstance(request, ProposeChanges):
+            self._peer.hold(number, len(request.proposals) * limits.ROW_BYTES)
+        elif isinstance(request, SendRevisions) and message.no_reply:
+            self._peer.hold(number, len(message.body) + limits.REQUEST_BYTES)
+        self._handler(request, lambda reply: self._respond(number, message, reply))
+
+    def _refuse(self, number: int, message: Message, failure: TrioP2PError) -> None:
+        self.note_abilities(message.properties)
+        status = 404 if isinstance(failure, BlobNotFoundError) else 400
+        self._respond(number, message, Refusal(status, str(failure)))
+        self._tell_unreadable(message.properties, status, str(failure))
 
     def _tell_unreadable(self, properties: values.Properties, status: int, reason: str) -> None:
         """A revision that cannot be read will not come: whoever waits for it must know."""
-        sequence, collection = (
-            values.sequence_of(properties),
-            values.number(properties, "collection", "0"),
-        )
-        if properties["Profile"] != "rev" or not sequence or collection is None:
+        if properties["Profile"] != "rev":
+            return
+        try:
+            sequence = values.sequence_of(properties)
+        except RemoteProtocolError:
+            return  # None that was offered is like that.
+        collection = values.number(properties, "collection", "0")
+        if not sequence or collection is None:
             return
         name = DocumentID(properties.get("id", ""))
         message = NoRevision(collection, name, None, sequence, status, reason)
         self._handler(message, lambda _: None)
 
-    def _collection(self, properties: values.Properties) -> int:
-        if "collection" not in properties:
-            if properties["Profile"] == "getCheckpoint":
-                self.names_collections = False
-            return 0
-        index = values.number(properties, "collection")
-        if index is None:
-            text = properties["collection"]
-            raise RemoteProtocolError("not a collection index", collection=text[:20])
-        return index
-
     def _respond(self, number: int, message: Message, reply: Reply) -> None:
         if message.no_reply:
+            self._peer.release(number)
             return
         match reply:
             case Refusal(status, text, domain):
@@ -304,6 +330,17 @@ class CouchbaseProfile:
                     self._peer.reply(number, Message({"noop": "true"} if status else {}))
             case _:
                 self._peer.reply(number, write_reply(reply))
+
+
+def _collection(properties: values.Properties) -> int:
+    """The index of the collection that a request is about: the first one if it names none."""
+    if "collection" not in properties:
+        return 0
+    index = values.number(properties, "collection")
+    if index is None:
+        text = properties["collection"]
+        raise RemoteProtocolError("not a collection index", collection=text[:20])
+    return index
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,8 @@ def _read_subscribe(collection: int, message: Message) -> Request:
             isinstance(document_ids, list) and all(isinstance(item, str) for item in document_ids)
         ):
             raise RemoteProtocolError("docIDs is a list of texts")
+        if document_ids is not None and len(document_ids) > limits.SUBSCRIBED_DOCUMENTS_MAX:
+            raise RemoteProtocolError("too many docIDs", count=len(document_ids))
     if properties.get("filter"):
         raise RemoteProtocolError("filters are not supported", filter=properties["filter"][:40])
     return SubscribeChanges(

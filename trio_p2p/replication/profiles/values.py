@@ -8,17 +8,22 @@ from uuid import UUID
 
 import orjson
 
+from trio_p2p import limits
 from trio_p2p.errors import InvalidDocumentError, RemoteProtocolError
 from trio_p2p.ids import DocumentID, document_id
 from trio_p2p.model.blob import parse_digest
+from trio_p2p.model.codec import parse_json
 
 Properties = Mapping[str, str]
 
 
-def array(body: bytes) -> list[Any]:
-    value = json_value(body)
+def array(body: bytes, values_max: int = limits.LISTED_VALUES_MAX) -> list[Any]:
+    """A list of rows, as long as a peer may make one."""
+    value = json_value(body, values_max)
     if not isinstance(value, list):
         raise RemoteProtocolError("not a JSON array", got=type(value).__name__)
+    if len(value) > limits.LISTED_ROWS_MAX:
+        raise RemoteProtocolError("a list is too long", rows=len(value))
     return value
 
 
@@ -29,11 +34,11 @@ def json_object(body: bytes) -> dict[str, Any]:
     return value
 
 
-def json_value(body: bytes) -> Any:
+def json_value(body: bytes, values_max: int = limits.BODY_VALUES_MAX) -> Any:
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as exc:
-        raise RemoteProtocolError("not JSON", got=body[:40]) from exc
+        return parse_json(body, values_max=values_max)
+    except InvalidDocumentError as exc:
+        raise RemoteProtocolError(exc.message, got=body[:40]) from exc
 
 
 def is_true(properties: Properties, name: str) -> bool:
@@ -73,18 +78,24 @@ def written(value: Any) -> bytes:
 
 def sequence(value: Any) -> str:
     """A sequence as JSON text, its form in properties: nearly always a plain number."""
-    return str(value) if type(value) is int else written(value).decode()
+    return str(value) if type(value) is int else _bounded(written(value).decode())
 
 
 def sequence_of(properties: Properties) -> str:
     """The sequence in a property, written as in the offer before it, however the peer writes it."""
-    text = properties.get("sequence", "")
+    text = _bounded(properties.get("sequence", ""))
     if text.isdecimal():
         return text
     try:
         return written(orjson.loads(text)).decode()
     except (orjson.JSONDecodeError, RemoteProtocolError):
         return text
+
+
+def _bounded(text: str) -> str:
+    if len(text) > limits.SEQUENCE_CHARACTERS_MAX:
+        raise RemoteProtocolError("a sequence is too long", characters=len(text))
+    return text
 
 
 def uuid(text: str | None) -> UUID | None:
