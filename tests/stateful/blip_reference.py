@@ -73,8 +73,8 @@ class Reader:
             assert flags & (URGENT | NO_REPLY) == URGENT | NO_REPLY
             return frame
         payload, crc = raw[at:-4], raw[-4:]
-        assert payload
         if flags & COMPRESSED:
+            assert payload
             payload = self.inflater.decompress(payload + b"\0\0\xff\xff")
         frame.piece = payload
         self.checksum = zlib.crc32(payload, self.checksum)

@@ -1,6 +1,7 @@
 """The machine over two BLIP connections finds what it is there to find: each fault, planted."""
 
 import zlib
+from dataclasses import replace
 
 import pytest
 from blip_reference import ACK_REPLY, ACK_REQUEST, MORE, REQUEST, TYPE, URGENT
@@ -130,24 +131,22 @@ def a_late_acknowledgement_counts_backwards(original):
 
 @fault(Connection, "_acknowledge")
 def nothing_is_acknowledged(original):
-    return lambda self, key, incoming: None
+    return lambda self, key, incoming, wire_bytes: None
 
 
 @fault(Connection, "_acknowledge")
 def acknowledgements_count_what_was_inflated(original):
-    def acknowledge(self, key, incoming):
-        counted, incoming.wire_bytes = incoming.wire_bytes, len(incoming.data)
-        original(self, key, incoming)
-        incoming.wire_bytes = counted
+    def acknowledge(self, key, incoming, wire_bytes):
+        original(self, key, incoming, len(incoming.data) or wire_bytes)
 
     return acknowledge
 
 
 @fault(Connection, "_acknowledge")
 def acknowledgements_come_late(original):
-    def acknowledge(self, key, incoming):
-        if incoming.wire_bytes - incoming.acknowledged_bytes >= 2 * limits.ACK_INTERVAL_BYTES:
-            original(self, key, incoming)
+    def acknowledge(self, key, incoming, wire_bytes):
+        if wire_bytes - incoming.acknowledged_bytes >= 2 * limits.ACK_INTERVAL_BYTES:
+            original(self, key, incoming, wire_bytes)
 
     return acknowledge
 
@@ -224,28 +223,29 @@ def a_frame_of_no_bytes_is_inflated(original):
 
 @fault(Connection, "_answer")
 def a_reply_is_never_urgent(original):
-    def answer(self, number, kind, message):
+    def answer(self, number, kind, message, *, whole=True):
         if number in self._unanswered:
             self._unanswered[number] = False
-        original(self, number, kind, message)
+        return original(self, number, kind, message, whole=whole)
 
     return answer
 
 
 @fault(Connection, "_answer")
 def a_request_may_be_answered_twice(original):
-    def answer(self, number, kind, message):
+    def answer(self, number, kind, message, *, whole=True):
         urgent = self._unanswered.get(number)
-        original(self, number, kind, message)
+        queued = original(self, number, kind, message, whole=whole)
         self._unanswered[number] = urgent
+        return queued
 
     return answer
 
 
 @fault(Connection, "send_request")
 def a_reply_is_awaited_to_what_wants_none(original):
-    def send_request(self, message):
-        number = original(self, message)
+    def send_request(self, message, *, in_parts=False):
+        number = original(self, message, in_parts=in_parts)
         self._awaiting.setdefault(number, False)
         return number
 
@@ -328,6 +328,51 @@ def an_error_loses_its_domain(original):
     return lambda number, properties, body: original(
         number, {**properties, "Error-Domain": "?"}, body
     )
+
+
+@fault(Connection, "consumed")
+def what_is_consumed_opens_no_window(original):
+    return lambda self, part: None
+
+
+@fault(Connection, "_part")
+def parts_are_acknowledged_before_they_are_consumed(original):
+    def part(self, key, incoming, wire_bytes, *, last):
+        self._acknowledge(key, incoming, incoming.wire_bytes)
+        return original(self, key, incoming, wire_bytes, last=last)
+
+    return part
+
+
+@fault(Connection, "_part")
+def properties_are_not_counted_as_a_part(original):
+    def part(self, key, incoming, wire_bytes, *, last):
+        events = original(self, key, incoming, wire_bytes, last=last)
+        return [replace(event, wire_bytes=wire_bytes) for event in events]
+
+    return part
+
+
+@fault(outbox.Outbox, "feed")
+def what_is_fed_has_no_turn(original):
+    def feed(self, message, data, *, last):
+        message.starved = False
+        original(self, message, data, last=last)
+
+    return feed
+
+
+@fault(outbox.Outbox, "feed")
+def what_is_fed_ignores_the_window(original):
+    def feed(self, message, data, *, last):
+        if message.stalled:
+            message.stalled, message.starved = False, True
+        original(self, message, data, last=last)
+        if message.stalled:
+            message.stalled = False
+            self._enqueue(message)
+
+    return feed
 
 
 @pytest.mark.parametrize("name", FAULTS)

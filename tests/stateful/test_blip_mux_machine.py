@@ -49,10 +49,10 @@ from trio_p2p.blip import (
 from trio_p2p.errors import LocalProtocolError, RemoteProtocolError
 
 LIMITS = {
-    "FRAME_BYTES_MAX": 200,
-    "FRAME_BYTES_WHEN_URGENT_WAITS": 80,
-    "ACK_INTERVAL_BYTES": 300,
-    "UNACKNOWLEDGED_BYTES_MAX": 700,
+    "FRAME_BYTES_MAX": 150,
+    "FRAME_BYTES_WHEN_URGENT_WAITS": 70,
+    "ACK_INTERVAL_BYTES": 150,
+    "UNACKNOWLEDGED_BYTES_MAX": 400,
     # Whatever is not given back when a message is complete runs out soon.
     "INCOMPLETE_BYTES_MAX": 12_000,
     "INCOMPLETE_MESSAGES_MAX": 12,
@@ -63,7 +63,7 @@ SOURCES = {
     "text": b'{"type":"note","text":"hello"}' * (MESSAGE_BYTES // 30),
 }
 
-sizes = st.one_of(st.integers(0, 40), st.integers(0, 600), st.integers(0, MESSAGE_BYTES))
+sizes = st.sampled_from((10, 200, 700, MESSAGE_BYTES)) | st.integers(0, MESSAGE_BYTES)
 sources = st.sampled_from(sorted(SOURCES))
 sides = st.integers(0, 1)
 properties = st.sampled_from(({}, {"Profile": "rev"}, {"a": "\N{SNOWMAN}" * 100, "": ""}))
@@ -75,21 +75,36 @@ class Sent:
 
     data: bytes = field(repr=False)
     flags: int
+    # Whether all of it is queued, and whether its receiver takes it in parts.
+    whole: bool = True
+    in_parts: bool = False
     seen: bytes = field(default=b"", repr=False)
+    begun: bool = False
+    # Why it has no turn though it is not done: nothing of it is there, or its window is full.
+    starved: bool = False
+    stalled: bool = False
     payload_bytes: int = 0
+    # How much of it was taken, is to be acknowledged, and was.
     received_bytes: int = 0
-    # What the receiver is to say it has, what it said, and what the sender takes for true.
     due_bytes: int = 0
     told_bytes: int = 0
+    # What the sender takes for true of that.
     acknowledged_bytes: int = 0
+    parts: list = field(default_factory=list, repr=False)
 
     @property
-    def begun(self):
-        return bool(self.seen)
+    def unsent(self):
+        return len(self.data) - len(self.seen)
 
     @property
-    def stalled(self):
-        return self.payload_bytes - self.acknowledged_bytes >= LIMITS["UNACKNOWLEDGED_BYTES_MAX"]
+    def done(self):
+        return self.whole and not self.unsent
+
+    def take(self, count):
+        """So many bytes were taken: received, or consumed if it comes in parts."""
+        self.received_bytes += count
+        if self.received_bytes - self.due_bytes >= LIMITS["ACK_INTERVAL_BYTES"]:
+            self.due_bytes = self.received_bytes
 
 
 class Side:
@@ -110,8 +125,13 @@ class Side:
         self.begun = 0
         # Requests of the other that it may answer: number to whether that is urgent.
         self.unanswered = {}
-        # Its own requests that want a reply.
+        # Its own requests that want a reply, and those of them that want it in parts.
         self.awaiting = set()
+        self.in_parts = set()
+        # Its replies that are not whole yet, by number.
+        self.feeding = {}
+        # Parts of replies that it has and still works on, with the message they are of.
+        self.unconsumed = []
 
     def add(self, key, sent):
         """A message was queued."""
@@ -131,15 +151,23 @@ class Side:
                 place = max(place, new[-1] + 1)
         self.queue.insert(place, key)
 
+    def go_on(self, key):
+        """A message that was begun has its next turn, if it can."""
+        sent = self.outgoing[key]
+        sent.starved = not sent.whole and not sent.unsent
+        window = sent.payload_bytes - sent.acknowledged_bytes
+        sent.stalled = not sent.starved and window >= LIMITS["UNACKNOWLEDGED_BYTES_MAX"]
+        if not sent.starved and not sent.stalled:
+            self.enqueue(key)
+
     def acknowledge(self, key, count):
         """The other has received so much of a message, or says so."""
         sent = self.outgoing.get(key)
         if sent is None or not sent.begun:
             return
-        was_stalled = sent.stalled
         sent.acknowledged_bytes = max(sent.acknowledged_bytes, min(count, sent.payload_bytes))
-        if was_stalled and not sent.stalled:
-            self.enqueue(key)
+        if sent.stalled:
+            self.go_on(key)
 
 
 class Mux(RuleBasedStateMachine):
@@ -173,35 +201,53 @@ class Mux(RuleBasedStateMachine):
         urgent=st.booleans(),
         compressed=st.booleans(),
         no_reply=st.booleans(),
+        in_parts=st.booleans(),
     )
-    def send_request(self, side, properties, source, size, urgent, compressed, no_reply):
+    def send_request(self, side, properties, source, size, urgent, compressed, no_reply, in_parts):
         message = Message(properties, SOURCES[source][:size], urgent, compressed, no_reply)
-        self._request(self.sides[side], message)
+        self._request(self.sides[side], message, in_parts=in_parts)
 
-    @precondition(lambda self: self.sides[0].unanswered)
+    @precondition(lambda self: any(side.unanswered for side in self.sides))
     @rule(
-        data=st.data(), properties=properties, source=sources, size=sizes, compressed=st.booleans()
+        data=st.data(),
+        properties=properties,
+        source=sources,
+        size=sizes,
+        compressed=st.booleans(),
+        whole=st.booleans(),
     )
-    def reply(self, data, properties, source, size, compressed):
-        self._reply(
-            0, data.draw, Message(properties, SOURCES[source][:size], compressed=compressed)
-        )
+    def reply(self, data, properties, source, size, compressed, whole):
+        side, number = self._draw_unanswered(data)
+        message = Message(properties, SOURCES[source][:size], compressed=compressed)
+        self._reply(side, number, message, whole=whole)
 
-    @precondition(lambda self: self.sides[1].unanswered)
-    @rule(
-        data=st.data(), properties=properties, source=sources, size=sizes, compressed=st.booleans()
-    )
-    def reply_from_the_other(self, data, properties, source, size, compressed):
-        self._reply(
-            1, data.draw, Message(properties, SOURCES[source][:size], compressed=compressed)
-        )
+    @precondition(lambda self: any(side.feeding for side in self.sides))
+    @rule(data=st.data(), source=sources, size=sizes, last=st.booleans())
+    def feed(self, data, source, size, last):
+        side = data.draw(st.sampled_from([n for n in (0, 1) if self.sides[n].feeding]))
+        number = data.draw(st.sampled_from(sorted(self.sides[side].feeding)))
+        self._feed(self.sides[side], number, SOURCES[source][:size], last=last)
+
+    @precondition(lambda self: any(side.unconsumed for side in self.sides))
+    @rule(data=st.data(), count=st.integers(1, 10))
+    def consume(self, data, count):
+        side = data.draw(st.sampled_from([n for n in (0, 1) if self.sides[n].unconsumed]))
+        for _ in range(min(count, len(self.sides[side].unconsumed))):
+            self._consume(self.sides[side])
 
     @precondition(lambda self: any(side.unanswered for side in self.sides))
     @rule(data=st.data(), code=st.integers(-99, 999), text=st.sampled_from(("", "no", "x" * 300)))
     def send_error(self, data, code, text):
-        side = data.draw(st.sampled_from([n for n in (0, 1) if self.sides[n].unanswered]))
-        number = data.draw(st.sampled_from(sorted(self.sides[side].unanswered)))
+        side, number = self._draw_unanswered(data)
         self._refuse(side, number, code, text)
+
+    def _draw_unanswered(self, data):
+        side = data.draw(st.sampled_from([n for n in (0, 1) if self.sides[n].unanswered]))
+        return side, data.draw(st.sampled_from(sorted(self.sides[side].unanswered)))
+
+    def _draw_unanswered(self, data):
+        side = data.draw(st.sampled_from([n for n in (0, 1) if self.sides[n].unanswered]))
+        return side, data.draw(st.sampled_from(sorted(self.sides[side].unanswered)))
 
     @rule(side=sides, number=st.integers(0, 30))
     def answer_what_awaits_no_reply(self, side, number):
@@ -215,21 +261,42 @@ class Mux(RuleBasedStateMachine):
             for side in self.sides
         )
 
-    def _request(self, sender, message):
-        number = sender.connection.send_request(message)
+    def _request(self, sender, message, *, in_parts=False):
+        number = sender.connection.send_request(message, in_parts=in_parts)
         sender.requests += 1
         assert number == sender.requests
         if not message.no_reply:
             sender.awaiting.add(number)
+            if in_parts:
+                sender.in_parts.add(number)
         self._queue(sender, (False, number), message, REQUEST, urgent=message.urgent)
 
-    def _reply(self, side, draw, message):
+    def _reply(self, side, number, message, *, whole):
         answerer = self.sides[side]
-        number = draw(st.sampled_from(sorted(answerer.unanswered)))
-        answerer.connection.send_reply(number, message)
-        urgent = answerer.unanswered.pop(number)
-        self._queue(answerer, (True, number), message, REPLY, urgent=urgent)
+        key, urgent = (True, number), answerer.unanswered.pop(number)
+        if whole:
+            answerer.connection.send_reply(number, message)
+        else:
+            answerer.feeding[number] = answerer.connection.begin_reply(number, message)
+        in_parts = number in self.sides[1 - side].in_parts
+        self._queue(answerer, key, message, REPLY, urgent=urgent, whole=whole, in_parts=in_parts)
         self._check_unanswerable(answerer.connection, number)
+
+    def _feed(self, answerer, number, piece, *, last):
+        key, reply = (True, number), answerer.feeding[number]
+        answerer.connection.feed(reply, piece, last=last)
+        sent = answerer.outgoing[key]
+        sent.data += piece
+        sent.whole = last
+        if sent.starved:
+            answerer.go_on(key)
+        if last:
+            del answerer.feeding[number]
+
+    def _consume(self, receiver):
+        arriving, part = receiver.unconsumed.pop(0)
+        receiver.connection.consumed(part)
+        arriving.take(part.wire_bytes)
 
     def _refuse(self, side, number, code, text):
         answerer = self.sides[side]
@@ -246,12 +313,12 @@ class Mux(RuleBasedStateMachine):
         with pytest.raises(LocalProtocolError):
             connection.send_error(number, "HTTP", 500)
 
-    def _queue(self, sender, key, message, kind, *, urgent):
+    def _queue(self, sender, key, message, kind, *, urgent, whole=True, in_parts=False):
         flags = kind
         flags |= URGENT if urgent else 0
         flags |= COMPRESSED if message.compressed and sender.level else 0
         flags |= NO_REPLY if message.no_reply else 0
-        sender.add(key, Sent(encode(message), flags))
+        sender.add(key, Sent(encode(message), flags, whole, in_parts))
 
     # --- Moving ----------------------------------------------------------------------------------
 
@@ -260,6 +327,14 @@ class Mux(RuleBasedStateMachine):
         for _ in range(count):
             if not self._send_frame(side):
                 return
+
+    @rule(rounds=st.integers(1, 30))
+    def move_frames(self, rounds):
+        """Both sides send and receive, as they do most of the time."""
+        for _ in range(rounds):
+            for side in (0, 1):
+                self._send_frame(side)
+                self._receive_frame(side)
 
     @rule(side=sides, count=st.integers(1, 30))
     def receive_frames(self, side, count):
@@ -282,10 +357,13 @@ class Mux(RuleBasedStateMachine):
         assert sender.connection.receive_frame(raw) == []
         sender.acknowledge((of_reply, number), count)
 
-    @rule(side=sides, kind=st.sampled_from((3, 6, 7)), payload=st.binary(max_size=20))
-    def send_a_frame_of_a_type_yet_to_be_invented(self, side, kind, payload):
-        raw = to_uvarint(1) + to_uvarint(kind) + payload
-        assert self.sides[side].connection.receive_frame(raw) == []
+    @rule(side=sides, kind=st.sampled_from((3, 6, 7)), number=st.integers(0, 30))
+    def do_what_has_no_effect(self, side, kind, number):
+        """A frame of a type yet to be invented, and an answer that is not awaited."""
+        connection = self.sides[side].connection
+        assert connection.receive_frame(to_uvarint(number) + to_uvarint(kind) + b"?") == []
+        if number not in self.sides[side].unanswered:
+            self._check_unanswerable(connection, number)
 
     def _send_frame(self, side):
         sender = self.sides[side]
@@ -317,19 +395,20 @@ class Mux(RuleBasedStateMachine):
             bytes_max = LIMITS["FRAME_BYTES_WHEN_URGENT_WAITS"]
         assert frame.size <= bytes_max
         if not sent.begun:
+            sent.begun = True
             sender.arriving[frame.key] = sent
             if frame.kind == REQUEST:
                 sender.begun += 1
                 assert frame.number == sender.begun, "requests begin in the order of their numbers"
         sent.seen += frame.piece
         sent.payload_bytes += frame.payload_bytes
-        last = len(sent.seen) == len(sent.data)
         assert sent.data.startswith(sent.seen)
-        assert frame.flags == sent.flags | (0 if last else MORE)
-        if last:
+        flags = sent.flags if frame.piece else sent.flags & ~COMPRESSED
+        assert frame.flags == flags | (0 if sent.done else MORE)
+        if sent.done:
             del sender.outgoing[frame.key]
-        elif not sent.stalled:
-            sender.enqueue(frame.key)
+        else:
+            sender.go_on(frame.key)
 
     def _receive_frame(self, side):
         """Let `side` receive the next frame that the other sent."""
@@ -343,19 +422,37 @@ class Mux(RuleBasedStateMachine):
             receiver.acknowledge(frame.key, frame.acknowledged)
             return True
         arriving = sender.arriving[frame.key]
-        arriving.received_bytes += frame.payload_bytes
-        if frame.flags & MORE:
+        last = not frame.flags & MORE
+        if last:
+            # Nothing of it can be under way any more.
+            del sender.arriving[frame.key]
+        if arriving.in_parts and frame.kind == REPLY:
+            self._check_parts(receiver, frame, arriving, events)
+        elif last:
+            (event,) = events
+            self._check_event(receiver, frame, arriving, event)
+        else:
             assert events == []
-            if arriving.received_bytes - arriving.due_bytes >= LIMITS["ACK_INTERVAL_BYTES"]:
-                arriving.due_bytes = arriving.received_bytes
-            return True
-        # Nothing of it can be under way any more.
-        del sender.arriving[frame.key]
-        (event,) = events
-        self._check_event(receiver, sender, frame, arriving, event)
+            arriving.take(frame.payload_bytes)
+        if last and frame.kind != REQUEST:
+            receiver.awaiting.remove(frame.number)
         return True
 
-    def _check_event(self, receiver, sender, frame, arriving, event):
+    def _check_parts(self, receiver, frame, arriving, events):
+        """Each part is handed on once the properties are there."""
+        assert len(events) <= 1
+        for event in events:
+            assert (event.number, event.last) == (frame.number, not frame.flags & MORE)
+            assert (event.properties is None) == bool(arriving.parts)
+            arriving.parts.append(event)
+            receiver.unconsumed.append((arriving, event))
+        if frame.flags & MORE:
+            return
+        body = b"".join(part.data for part in arriving.parts)
+        assert encode(Message(arriving.parts[0].properties, body)) == arriving.data
+        assert sum(part.wire_bytes for part in arriving.parts) == arriving.payload_bytes
+
+    def _check_event(self, receiver, frame, arriving, event):
         assert event.number == frame.number
         if isinstance(event, ErrorReceived):
             assert frame.kind == ERROR
@@ -370,9 +467,7 @@ class Mux(RuleBasedStateMachine):
             flags |= URGENT if message.urgent else 0
             flags |= NO_REPLY if message.no_reply else 0
             assert flags == arriving.flags
-        if frame.kind != REQUEST:
-            receiver.awaiting.remove(frame.number)
-        elif not frame.flags & NO_REPLY:
+        if frame.kind == REQUEST and not frame.flags & NO_REPLY:
             receiver.unanswered[frame.number] = bool(frame.flags & URGENT)
 
     # --- What must hold --------------------------------------------------------------------------
@@ -387,7 +482,7 @@ class Mux(RuleBasedStateMachine):
     @invariant()
     def what_is_unsent_is_counted(self):
         for side, _ in self._directions():
-            unsent = sum(len(sent.data) - len(sent.seen) for sent in side.outgoing.values())
+            unsent = sum(sent.unsent for sent in side.outgoing.values())
             assert side.connection.unsent_bytes == unsent
 
     def _directions(self):
@@ -403,6 +498,8 @@ class Mux(RuleBasedStateMachine):
         """Everything arrives in the end, also what is answered then, and nothing is kept of it."""
         self._move_everything()
         for side, answerer in enumerate(self.sides):
+            for number in sorted(answerer.feeding):
+                self._feed(answerer, number, b"", last=True)
             for number in sorted(answerer.unanswered):
                 self._refuse(side, number, 404, "not here")
         for sender in self.sides:
@@ -430,19 +527,19 @@ class Mux(RuleBasedStateMachine):
 
     def break_(self):
         """A damaged frame, or one that is out of order, is the end, whatever follows."""
-        for receiver, sender in self._directions():
+        for turn, (receiver, sender) in enumerate(self._directions()):
             self._request(sender, Message({}, SOURCES["text"][:100]))
             raw, frame = self._next_piece(self.sides.index(sender))
             following = to_uvarint(sender.begun + 2) + raw[1:]
             damages = (
                 raw[:-1] + bytes((raw[-1] ^ 1,)),
-                raw[:-5] + raw[-4:],
+                raw[:2],
                 following if frame.kind == REQUEST and frame.number < 0x80 else b"",
                 to_uvarint(receiver.requests + 1) + to_uvarint(REPLY) + raw[2:],
                 b"",
             )
             with pytest.raises(RemoteProtocolError):
-                receiver.connection.receive_frame(damages[self.damage])
+                receiver.connection.receive_frame(damages[self.damage - turn])
             with pytest.raises(RemoteProtocolError):
                 receiver.connection.receive_frame(raw)
 
@@ -452,6 +549,8 @@ class Mux(RuleBasedStateMachine):
             while not self.sides[side].wire:
                 # It may have to wait for acknowledgements.
                 if not self._send_frame(side):
+                    while self.sides[1 - side].unconsumed:
+                        self._consume(self.sides[1 - side])
                     self._send_frame(1 - side)
                     self._receive_frame(side)
             raw, frame = self.sides[side].wire[0]
@@ -461,7 +560,9 @@ class Mux(RuleBasedStateMachine):
 
     def _move_everything(self):
         while any([self._send_frame(side) or self._receive_frame(side) for side in (0, 1)]):
-            pass
+            for side in self.sides:
+                while side.unconsumed:
+                    self._consume(side)
 
 
 def test_whatever_the_order_all_messages_arrive_whole_and_in_turns():
