@@ -155,6 +155,10 @@ CLOSE_TIMEOUT_S: Final = 5.0
 HEARTBEAT_S: Final = 300.0
 PONG_TIMEOUT_S: Final = 20.0
 LISTENER_CONNECTIONS_MAX: Final = 1_000
+# Connections accepted at once, before other tasks have their turn: some milliseconds' worth.
+ACCEPT_AT_ONCE_MAX: Final = 64
+# How long to wait for files when the system has no more of them.
+ACCEPT_PAUSE_S: Final = 0.1
 # Connections that are not let in yet: some hundred handshakes at once are more than a machine works
 # off in the time one takes, and each may hold a few hundred KiB.
 LISTENER_WAITING_MAX: Final = 256

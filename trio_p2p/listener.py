@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from urllib.parse import quote
 
 import trio
@@ -25,6 +24,7 @@ from trio_p2p.replication.status import ReplicatorStatistics
 from trio_p2p.security.anonymous import LISTENER_LABEL, AnonymousIdentity
 from trio_p2p.security.entrance import Entrance, Guest, IdentitySource, Rules
 from trio_p2p.security.identity import TLSIdentity
+from trio_p2p.transport.accepting import accept_all
 from trio_p2p.transport.base import CLOSE_TRANSIENT, open_services
 from trio_p2p.transport.interfaces import addresses_of, open_listeners, own_addresses, port_of
 
@@ -195,8 +195,11 @@ class URLEndpointListener:
 
     async def _accept(self, connections: trio.Nursery) -> None:
         async with trio.open_nursery() as accepting:
-            accept = partial(trio.serve_listeners, handler_nursery=connections)
-            accepting.start_soon(accept, self._handle_socket, self._listeners)
+            make_room = self._entrance.places.make_room
+            for listener in self._listeners:
+                accepting.start_soon(
+                    accept_all, listener, self._handle_socket, connections, make_room
+                )
             await self._stop_requested.wait()
             accepting.cancel_scope.cancel()
 

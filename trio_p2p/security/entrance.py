@@ -27,7 +27,7 @@ from trio_p2p.security.attempts import Attempts
 from trio_p2p.security.auth import Admitted, Client, Denied, ListenerAuthenticator
 from trio_p2p.security.identity import TLSIdentity
 from trio_p2p.security.places import Place, Places, address_of
-from trio_p2p.security.tls import open_server_tls
+from trio_p2p.security.tls import ServerTLS
 from trio_p2p.security.tls_stream import TLSStream
 from trio_p2p.transport.base import MessageTransport
 from trio_p2p.transport.websocket import Accept, Refuse, UpgradeRequest, open_server_websocket
@@ -82,6 +82,7 @@ class Entrance:
             seats_max=rules.connections_max, waiting_max=limits.LISTENER_WAITING_MAX
         )
         self._attempts = Attempts(trio.current_time)
+        self._tls: ServerTLS | None = None
 
     @asynccontextmanager
     async def admit(
@@ -123,9 +124,11 @@ class Entrance:
             raise ConnectionLostError("the connection gave way to others")
 
     async def _shake_hands(self, stream: trio.abc.Stream, identity: TLSIdentity) -> TLSStream:
-        authenticator = self._rules.authenticator
-        clients = None if authenticator is None else authenticator.clients
-        return await open_server_tls(stream, identity, clients=clients, now=self._rules.now())
+        if self._tls is None or self._tls.identity is not identity:
+            authenticator = self._rules.authenticator
+            clients = None if authenticator is None else authenticator.clients
+            self._tls = ServerTLS(identity, clients)
+        return await self._tls.open(stream, self._rules.now())
 
     async def _decide(self, client: Client, place: Place) -> Admitted | Refuse:
         """Ask the authenticator, if there is one."""

@@ -13,7 +13,6 @@ nobody else wants one, and no two of them end up further apart than they must.
 from __future__ import annotations
 
 import ipaddress
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -41,66 +40,99 @@ class Place:
         self.scope.cancel()
 
 
+class _Row:
+    """Places of one kind, by address, in the order of coming."""
+
+    def __init__(self) -> None:
+        # Dicts are sets that keep their order.
+        self._places: dict[str, dict[Place, None]] = {}
+        self.size = 0
+
+    def __contains__(self, place: Place) -> bool:
+        return place in self._places.get(place.address, ())
+
+    def add(self, place: Place) -> None:
+        self._places.setdefault(place.address, {})[place] = None
+        self.size += 1
+
+    def discard(self, place: Place) -> None:
+        places = self._places.get(place.address, {})
+        if place in places:
+            del places[place]
+            self.size -= 1
+            if not places:
+                del self._places[place.address]
+
+    def count(self, address: str) -> int:
+        return len(self._places.get(address, ()))
+
+    def most_crowded(self) -> dict[Place, None]:
+        """The places of the address that has most."""
+        return max(self._places.values(), key=len)
+
+
 class Places:
     """All places of one listener."""
 
     def __init__(self, *, seats_max: int, waiting_max: int) -> None:
         self._seats_max = seats_max
         self._waiting_max = waiting_max
-        # In the order of coming: a dict is a set that keeps it.
-        self._waiting: dict[Place, None] = {}
-        self._seated: dict[Place, None] = {}
+        self._waiting = _Row()
+        self._seated = _Row()
         self.gave_way = 0
         """How many connections gave way to others."""
 
     @property
     def waiting(self) -> int:
         """How many connections wait to be let in."""
-        return len(self._waiting)
+        return self._waiting.size
 
     @property
     def seated(self) -> int:
         """How many are in."""
-        return len(self._seated)
+        return self._seated.size
 
     @contextmanager
     def open_place(self, address: str) -> Iterator[Place]:
         """A place for a new connection while the block runs, which is cancelled if it gives way."""
-        if len(self._waiting) >= self._waiting_max:
-            crowded = _most_frequent(self._waiting)
-            self._remove(next(each for each in self._waiting if each.address == crowded))
+        if self._waiting.size >= self._waiting_max:
+            self.make_room()
         place = Place(self, address)
-        self._waiting[place] = None
+        self._waiting.add(place)
         try:
             with place.scope:
                 yield place
         finally:
-            self._waiting.pop(place, None)
-            self._seated.pop(place, None)
+            self._discard(place)
+
+    def make_room(self) -> bool:
+        """Let one that waits give way; tells whether there was one."""
+        if not self._waiting.size:
+            return False
+        self._remove(next(iter(self._waiting.most_crowded())))
+        return True
 
     def seat(self, place: Place) -> bool:
         """See `Place.take_seat`."""
         if place not in self._waiting:
             return False
-        if len(self._seated) >= self._seats_max:
-            counts = Counter(each.address for each in self._seated)
-            crowded = _most_frequent(self._seated)
-            if counts[place.address] + 1 >= counts[crowded]:
+        if self._seated.size >= self._seats_max:
+            crowd = self._seated.most_crowded()
+            if self._seated.count(place.address) + 1 >= len(crowd):
                 return False
-            self._remove(next(each for each in reversed(self._seated) if each.address == crowded))
-        del self._waiting[place]
-        self._seated[place] = None
+            self._remove(next(reversed(crowd)))
+        self._waiting.discard(place)
+        self._seated.add(place)
         return True
 
     def _remove(self, place: Place) -> None:
         self.gave_way += 1
-        self._waiting.pop(place, None)
-        self._seated.pop(place, None)
+        self._discard(place)
         place.give_way()
 
-
-def _most_frequent(places: dict[Place, None]) -> str:
-    return Counter(each.address for each in places).most_common(1)[0][0]
+    def _discard(self, place: Place) -> None:
+        self._waiting.discard(place)
+        self._seated.discard(place)
 
 
 def address_of(peer_address: str) -> str:

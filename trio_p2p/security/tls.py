@@ -1,9 +1,8 @@
 """TLS handshakes, whose verdict on the peer's certificate is ours.
 
 The standard library's `ssl` cannot leave the verdict to us; pyOpenSSL asks a callback in the middle
-of the handshake, so that a refused peer gets an alert and nothing else. A context is made for each
-connection: that takes a third of a millisecond, the handshake several, and so no session of one
-connection can be resumed in another without asking for a certificate again.
+of the handshake, so that a refused peer gets an alert and nothing else. No session of a connection
+can be resumed in another: that would let a client in without asking for a certificate again.
 """
 
 from __future__ import annotations
@@ -121,6 +120,36 @@ def refusal(tls: TLSStream) -> AuthError | None:
     return AuthError(f"the peer refused our certificate: {tls.alert}")
 
 
+class ServerTLS:
+    """A server's side: the identity it shows, and which clients it accepts.
+
+    With `clients` a client must present a certificate that they accept; else it is not asked for
+    one. What it shakes hands with is made once: that takes longer than what is done for each
+    connection before the client has said anything.
+    """
+
+    def __init__(self, identity: TLSIdentity, clients: ClientTrust | None = None) -> None:
+        self.identity = identity
+        self._context = _server_context(identity, clients)
+
+    async def open(self, stream: trio.abc.Stream, now: datetime | None = None) -> TLSStream:
+        """Shake hands. `now` is aware; None for the system's clock.
+
+        Raises: HandshakeError if the client refuses our certificate, we refuse its, or it does not
+        speak TLS 1.2 or newer; ConnectionLostError if it hangs up, or takes longer than
+        HANDSHAKE_TIMEOUT_S. The stream is closed then, and when this is cancelled.
+        """
+        _set_time(self._context, now)
+        connection = SSL.Connection(self._context)
+        connection.set_accept_state()
+        tls = TLSStream(stream, connection)
+        try:
+            await _shake_hands(stream, tls, as_server=True)
+        except _HANDSHAKE_FAILURES as exc:
+            raise _handshake_error(exc) from exc
+        return tls
+
+
 async def open_server_tls(
     stream: trio.abc.Stream,
     identity: TLSIdentity,
@@ -128,23 +157,8 @@ async def open_server_tls(
     clients: ClientTrust | None = None,
     now: datetime | None = None,
 ) -> TLSStream:
-    """Shake hands as the server, with this identity.
-
-    With `clients` the client must present a certificate that they accept; else it is not asked for
-    one. `now` is aware; None for the system's clock.
-
-    Raises: HandshakeError if the client refuses our certificate, we refuse its, or it does not
-    speak TLS 1.2 or newer; ConnectionLostError if it hangs up, or takes longer than
-    HANDSHAKE_TIMEOUT_S. The stream is closed then, and when this is cancelled.
-    """
-    connection = SSL.Connection(_server_context(identity, clients, now))
-    connection.set_accept_state()
-    tls = TLSStream(stream, connection)
-    try:
-        await _shake_hands(stream, tls, as_server=True)
-    except _HANDSHAKE_FAILURES as exc:
-        raise _handshake_error(exc) from exc
-    return tls
+    """Shake hands as the server, once. As `ServerTLS`."""
+    return await ServerTLS(identity, clients).open(stream, now)
 
 
 async def _shake_hands(stream: trio.abc.Stream, tls: TLSStream, *, as_server: bool = False) -> None:
@@ -205,20 +219,19 @@ def _client_context(trust: Trust, identity: TLSIdentity | None, now: datetime) -
     if trust.asks_openssl:
         if trust.roots is None:
             context.set_default_verify_paths()
-        _believe(context, trust.roots or (), now)
+        _believe(context, trust.roots or ())
+        _set_time(context, now)
     if identity is not None:
         identity.install(context)
     return context
 
 
-def _server_context(
-    identity: TLSIdentity, clients: ClientTrust | None, now: datetime | None
-) -> SSL.Context:
+def _server_context(identity: TLSIdentity, clients: ClientTrust | None) -> SSL.Context:
     context = _context()
     identity.install(context)
     if clients is None:
         return context
-    _believe(context, clients.roots or (), now)
+    _believe(context, clients.roots or ())
     for root in clients.roots or ():
         context.add_client_ca(root)
 
@@ -233,13 +246,19 @@ def _server_context(
     return context
 
 
-def _believe(context: SSL.Context, roots: Sequence[x509.Certificate], now: datetime | None) -> None:
-    """Trust these certificates too, whether or not they signed themselves, at this time."""
+def _believe(context: SSL.Context, roots: Sequence[x509.Certificate]) -> None:
+    """Trust these certificates too, whether or not they signed themselves."""
     store = context.get_cert_store()
     assert store is not None
     for root in roots:
         store.add_cert(X509.from_cryptography(root))
     if roots:
         store.set_flags(X509StoreFlags.PARTIAL_CHAIN)
+
+
+def _set_time(context: SSL.Context, now: datetime | None) -> None:
+    """Judge certificates by this time."""
+    store = context.get_cert_store()
+    assert store is not None
     if now is not None:
         store.set_time(now)
