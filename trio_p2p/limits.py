@@ -240,6 +240,9 @@ RETRY_DOCUMENTS_S: Final = 5.0
 RETRY_DOCUMENTS_S_MAX: Final = 300.0
 # Documents that one subscription fetches by their IDs.
 FETCHED_DOCUMENTS_MAX: Final = 1_000
+# What is remembered of a peer that nothing names: documents of which several quick edits need not
+# be refused first.
+NOTED_DOCUMENTS_MAX: Final = 10_000
 # Document events kept for a subscriber that comes late.
 DOCUMENT_EVENTS_MAX: Final = 10_000
 COLLECTIONS_PER_CONNECTION_MAX: Final = 1_000

@@ -133,17 +133,13 @@ class Replicator:
         return DocumentReplications(self._journal, self._pulse, self._stopped.is_set)
 
     async def wait_for(self, *levels: ActivityLevel) -> ReplicatorStatus:
-        """Wait until it is at one of these levels.
+        """Wait until it is at one of these levels, having begun to run.
 
         Raises: ReplicationError if it stops first without that being asked for.
         Cancelling: safe.
         """
-        await self._pulse.until(
-            lambda: (
-                self._activity in levels
-                or (self._begun and self._activity is ActivityLevel.STOPPED)
-            )
-        )
+        wanted = {*levels, ActivityLevel.STOPPED}
+        await self._pulse.until(lambda: self._begun and self._activity in wanted)
         status = self.status
         if status.activity not in levels:
             reason = self._error

@@ -48,6 +48,7 @@ class Levels:
 @pytest.mark.behaviour("R1")
 async def test_a_replicator_that_never_runs_has_no_error_and_needs_no_disposal(pair):
     replicator = Replicator(pair.configuration())
+    assert replicator.status.activity is ActivityLevel.STOPPED
     assert replicator.status.error is None
     assert replicator.status.progress.total == 0
     assert replicator.result().errors == ()

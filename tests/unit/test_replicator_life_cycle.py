@@ -15,6 +15,7 @@ import trio_p2p
 from trio_p2p import ActivityLevel, limits
 from trio_p2p.testing.databases import open_test_database
 from trio_p2p.testing.network import MemoryNetwork, open_network
+from trio_p2p.transport.memory import MemoryTransport, memory_transport_pair
 
 STOPPED, OFFLINE = ActivityLevel.STOPPED, ActivityLevel.OFFLINE
 CONNECTING, IDLE, BUSY = ActivityLevel.CONNECTING, ActivityLevel.IDLE, ActivityLevel.BUSY
@@ -118,6 +119,7 @@ async def reached(pair: Pair, reach: Any) -> AsyncIterator[trio_p2p.Replicator]:
 # --- Stopping ------------------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("R8")
 @pytest.mark.parametrize("reach", REACH)
 async def test_stopping_is_prompt_whatever_it_is_doing(
     pair: Pair, autojump_clock: Any, reach: Any
@@ -234,6 +236,7 @@ async def test_one_that_is_stopped_offline_keeps_what_kept_it_offline(
 # --- Suspending ----------------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("R7b")
 @pytest.mark.parametrize("reach", REACH)
 @pytest.mark.parametrize(
     ("calls", "level"),
@@ -268,6 +271,7 @@ async def test_in_whatever_order_the_last_word_counts_and_stopping_beats_suspend
         assert len(pair.network.attempted_at) == attempts
 
 
+@pytest.mark.behaviour("R13")
 @pytest.mark.parametrize("reach", [reach_idle, reach_handshake, reach_offline])
 @pytest.mark.parametrize("pause_s", [0, 1, 1_000])
 async def test_one_that_is_resumed_connects_again_at_once(
@@ -408,6 +412,7 @@ async def test_replicators_that_differ_in_direction_or_collections_run_at_once(
         assert status.error.status == 404
 
 
+@pytest.mark.behaviour("R20")
 async def test_closing_the_database_stops_it_first(tmp_path: Path, autojump_clock: Any) -> None:
     async with open_pair(tmp_path) as pair, trio.open_nursery() as nursery:
         async with open_test_database(tmp_path / "other.p2p") as other:
@@ -423,6 +428,7 @@ async def test_closing_the_database_stops_it_first(tmp_path: Path, autojump_cloc
         assert replicator.statistics().documents_pulled == 1
 
 
+@pytest.mark.behaviour("R20")
 async def test_a_one_shot_cut_short_by_closing_the_database_is_a_failure(
     tmp_path: Path, autojump_clock: Any
 ) -> None:
@@ -469,6 +475,28 @@ async def test_it_may_be_stopped_from_a_callback(pair: Pair, autojump_clock: Any
         replicators.append(replicator)
         await replicator.wait_for(STOPPED)
     assert replicator.statistics().conflicts_resolved == 1
+
+
+@pytest.mark.behaviour("R9a")
+@pytest.mark.parametrize(("code", "level"), [(1001, OFFLINE), (4001, OFFLINE), (1000, STOPPED)])
+async def test_a_peer_that_goes_away_is_connected_to_again(
+    tmp_path: Path, autojump_clock: Any, code: int, level: ActivityLevel
+) -> None:
+    """One that says that it is done is not, nor one that tells never to come back."""
+
+    async def dial() -> MemoryTransport:
+        near, far = memory_transport_pair()
+        await far.aclose(code)
+        return near
+
+    async with open_test_database(tmp_path / "till.p2p") as till:
+        config = trio_p2p.ReplicatorConfiguration(
+            target=dial, collections=[till.default_collection], continuous=True
+        )
+        async with trio_p2p.open_replicator(config) as replicator:
+            status = await replicator.wait_for(level)
+            assert isinstance(status.error, trio_p2p.ReplicationError)
+            assert status.error.retryable == (level is OFFLINE)
 
 
 # --- What it tells -------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from trio_p2p.errors import (
     ReplicationError,
     TrioP2PError,
 )
-from trio_p2p.transport.base import CLOSE_GOING_AWAY, CLOSE_NORMAL
+from trio_p2p.transport.base import CLOSE_ABNORMAL, CLOSE_GOING_AWAY, CLOSE_NORMAL
 
 
 def replication_error(
@@ -21,6 +21,10 @@ def replication_error(
     replication can also wait for the network to change.
     """
     error = _most_telling(cause)
+    if isinstance(error, ConnectionLostError) and error.code == CLOSE_GOING_AWAY:
+        # A server that is restarted, or a system that cuts its connections: it comes back. So does
+        # Couchbase Lite.
+        return ReplicationError(str(error), status=CLOSE_ABNORMAL, retryable=True)
     retryable = error.retryable or (continuous and error.network_dependent)
     return ReplicationError(str(error), status=_status(error), retryable=retryable)
 
@@ -39,8 +43,8 @@ def _most_telling(cause: TrioP2PError | BaseExceptionGroup[TrioP2PError]) -> Tri
 def _status(error: TrioP2PError) -> int | None:
     match error:
         case ConnectionLostError(code=code):
-            # That the peer left in peace tells nothing: what was to be done is not done. So does
-            # Couchbase Lite.
+            # What was to be done is not done, in whatever peace the peer left. So does Couchbase
+            # Lite.
             return CLOSE_GOING_AWAY if code == CLOSE_NORMAL else code
         case PeerError(status=status):
             return status

@@ -7,6 +7,7 @@ with the next checkpoint, in one transaction: losing it costs a proposal that is
 
 from __future__ import annotations
 
+from trio_p2p import limits
 from trio_p2p.ids import DocumentID
 from trio_p2p.model.version import RevisionID
 from trio_p2p.store import remotes
@@ -59,3 +60,28 @@ class RemoteKnowledge:
         for document_id, revision_id in noted.items():
             if self._noted.get(document_id) == revision_id:
                 del self._noted[document_id]
+
+
+class NoKnowledge(RemoteKnowledge):
+    """What is known of a peer that nothing names: what was noted last, and nothing in the store.
+
+    It is asked about everything else, and tells what it has.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(remote=0, collection=0)  # Numbers that nothing has.
+
+    def note(self, document_id: DocumentID, revision_id: RevisionID) -> None:
+        """The peer has this revision; the latest ones are kept."""
+        super().note(document_id, revision_id)
+        if len(self._noted) > limits.NOTED_DOCUMENTS_MAX:
+            del self._noted[next(iter(self._noted))]
+
+    def store(
+        self, txn: WriteTransaction, document_id: DocumentID, revision_id: RevisionID
+    ) -> None:
+        """Do not."""
+
+    def take_noted(self) -> dict[DocumentID, RevisionID]:
+        """Nothing is to be stored."""
+        return {}

@@ -10,7 +10,6 @@ import trio
 
 from trio_p2p import limits
 from trio_p2p.errors import (
-    ConfigurationError,
     DuplicateDatabaseError,
     PeerError,
     ReplicationError,
@@ -24,7 +23,7 @@ from trio_p2p.replication.checkpoint import checkpoint_id
 from trio_p2p.replication.checkpointer import Checkpointer
 from trio_p2p.replication.failure import replication_error
 from trio_p2p.replication.journal import Journal
-from trio_p2p.replication.knowledge import RemoteKnowledge
+from trio_p2p.replication.knowledge import NoKnowledge, RemoteKnowledge
 from trio_p2p.replication.link import Link, Pulse
 from trio_p2p.replication.messages import (
     CollectionsReply,
@@ -54,6 +53,8 @@ from trio_p2p.transport.base import (
 )
 
 DEFAULT_COLLECTION = "_default"
+# What stands for a peer without a name in the names of checkpoints.
+UNNAMED_PEER = "custom:"
 # How a peer refuses a session that names collections, if it does not, or the other way round.
 # Source: Couchbase Lite 3.2 and 4.1, as recorded; 404 from before 3.1, where nothing names them.
 _NAMING_REFUSALS = frozenset({("HTTP", 400), ("BLIP", 404)})
@@ -79,9 +80,10 @@ class CollectionPlan:
 class Plan:
     """What an active peer is to do.
 
-    `target` names the peer as long as its database's UUID is not known: its URL, mostly. Without it
-    the peer must tell its UUID. `names_collections`: False speaks as Couchbase Lite does up to 3.3
-    where it replicates nothing but the default collection.
+    `target` names the peer as long as its database's UUID is not known: its URL, mostly. Where
+    neither is known, only checkpoints are remembered: both sides must agree on them.
+    `names_collections`: False speaks as Couchbase Lite does up to 3.3 where it replicates nothing
+    but the default collection.
     """
 
     target: str | None
@@ -362,7 +364,7 @@ class ActiveSession:
         if target is not None:
             with self._engine.read() as txn:
                 peer_key = remotes.peer_at(txn, target) or target
-        ids = self._checkpoint_ids(peer_key or "")
+        ids = self._checkpoint_ids(peer_key or UNNAMED_PEER)
         names = tuple(plan.collection.full_name for plan in plans)
         if self._plan.names_collections:
             reply = await self._get_collections(GetCollections(names, ids, self._engine.id))
@@ -374,24 +376,28 @@ class ActiveSession:
             raise ReplicationError(text, status=404)
         held = [checkpoint for checkpoint in reply.checkpoints if checkpoint is not None]
         known_key = self._peer_key(reply)
-        self._on_peer(known_key)
-        if known_key != peer_key:
-            ids = self._checkpoint_ids(known_key)
-            held = await self._get_checkpoints(ids)
-        remote = await self._remember(known_key)
+        remote = None
+        if known_key is not None:
+            self._on_peer(known_key)
+            if known_key != peer_key:
+                ids = self._checkpoint_ids(known_key)
+                held = await self._get_checkpoints(ids)
+            remote = await self._remember(known_key)
         return [
             self._part(index, plan, remote, ids[index], held[index])
             for index, plan in enumerate(plans)
         ]
 
-    def _peer_key(self, reply: CollectionsReply) -> str:
-        """What names the peer. Whom we met at the same target before does not count."""
-        if reply.database_id is not None:
-            self._check_identity(reply.database_id)
-            return str(reply.database_id)
-        if self._plan.target is None:
-            raise ConfigurationError("the peer does not tell who it is: name it by `target_id`")
-        return self._plan.target
+    def _peer_key(self, reply: CollectionsReply) -> str | None:
+        """What names the peer, if anything does. Whom we met at its target before does not count.
+
+        A name that others may have too must not count either: what one of them has would be taken
+        for held by all.
+        """
+        if reply.database_id is None:
+            return self._plan.target
+        self._check_identity(reply.database_id)
+        return str(reply.database_id)
 
     async def _get_collections(self, request: GetCollections) -> CollectionsReply:
         try:
@@ -435,10 +441,16 @@ class ActiveSession:
         return await self._engine.write(job)
 
     def _part(
-        self, index: int, plan: CollectionPlan, remote: int, client: str, held: HeldCheckpoint
+        self,
+        index: int,
+        plan: CollectionPlan,
+        remote: int | None,
+        client: str,
+        held: HeldCheckpoint,
     ) -> _Part:
         link = Link(plan.collection, index, self._profile, self._journal, self._pulse)
-        knowledge = RemoteKnowledge(remote, plan.collection.number)
+        number = plan.collection.number
+        knowledge = NoKnowledge() if remote is None else RemoteKnowledge(remote, number)
         checkpointer = Checkpointer(link, client, held, knowledge, now_s=self._now_s)
         if self._plan.reset_checkpoint:
             checkpointer.forget()

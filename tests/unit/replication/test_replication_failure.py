@@ -28,7 +28,7 @@ LOST = ConnectionLostError("gone")
         (ConnectionLostError("gone", code=1006), 1006, True),
         # A goodbye in peace is none where there was more to do.
         (ConnectionLostError("gone", code=1000), 1001, False),
-        (ConnectionLostError("gone", code=1001), 1001, False),
+        (ConnectionLostError("gone", code=1001), 1006, True),
         (HandshakeError("refused", status=502), 502, True),
         (HandshakeError("refused"), None, False),
         (ReplicationError("failed", status=409), 409, False),

@@ -2,9 +2,10 @@
 
 import pytest
 
+from trio_p2p import limits
 from trio_p2p.ids import DocumentID, SourceID
 from trio_p2p.model.version import TreeRevisionID, Version
-from trio_p2p.replication.knowledge import RemoteKnowledge
+from trio_p2p.replication.knowledge import NoKnowledge, RemoteKnowledge
 from trio_p2p.testing.databases import open_test_database
 
 A, B = DocumentID("a"), DocumentID("b")
@@ -72,3 +73,17 @@ async def test_what_came_with_a_revision_takes_the_place_of_what_was_noted(engin
     knowledge.stored(A)
     assert known(engine, knowledge, A) == SECOND
     assert knowledge.take_noted() == {}
+
+
+async def test_of_a_peer_that_nothing_names_the_store_remembers_nothing(engine, monkeypatch):
+    monkeypatch.setattr(limits, "NOTED_DOCUMENTS_MAX", 2)
+    knowledge = NoKnowledge()
+    await engine.write(lambda txn: knowledge.store(txn, A, FIRST))
+    assert known(engine, knowledge, A) is None
+    for document_id in (A, B, DocumentID("c")):
+        knowledge.note(document_id, FIRST)
+    noted = knowledge.take_noted()
+    assert noted == {}
+    assert known(engine, knowledge, A) is None
+    assert known(engine, knowledge, B) == FIRST
+    assert known(engine, NoKnowledge(), B) is None

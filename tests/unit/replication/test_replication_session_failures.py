@@ -32,7 +32,7 @@ class Server:
         self.refusals = {}
         self.uuid = THEIR_ID
         self.asked = []
-        self.checkpoints = {}
+        self.kept = {}
         self.called = None
         self.close_code = None
 
@@ -57,14 +57,19 @@ class Server:
             self.peer.send(Message(head, b"[]", no_reply=True))
 
     def _getCollections(self, message):
-        names = json.loads(message.body)["collections"]
-        return ({"uuid": self.uuid} if self.uuid else {}), [{}] * len(names)
+        clients = json.loads(message.body)["checkpoint_ids"]
+        checkpoints = [{**self._checkpoint(client), "rev": "1-cc"} for client in clients]
+        return ({"uuid": self.uuid} if self.uuid else {}), checkpoints
 
     def _getCheckpoint(self, message):
-        return {"rev": "1-cc"}, {}
+        return {"rev": "1-cc"}, self._checkpoint(message.properties["client"])
 
     def _setCheckpoint(self, message):
+        self.kept[message.properties["client"]] = json.loads(message.body)
         return {"rev": "1-cc"}, None
+
+    def _checkpoint(self, client):
+        return self.kept.get(client, {})
 
     def _subChanges(self, message):
         return {}, None
@@ -175,14 +180,17 @@ async def test_a_peer_is_known_by_its_identity_else_by_its_name(database):
     assert "rev" in server.asked
 
 
-async def test_a_peer_without_identity_or_name_is_not_replicated_with(database):
-    def anonymous(server):
-        server.uuid = None
+async def test_of_peers_without_identity_or_name_none_is_taken_for_another(database):
+    ann, bob = {}, {}
+    for kept, has_it in ((ann, False), (bob, False), (ann, True), (bob, True)):
 
-    server, error = await run_session(database, prepare=anonymous, target=None)
-    assert "target_id" in str(error)
-    assert not error.retryable
-    assert "subChanges" not in server.asked
+        def prepare(server, kept=kept):
+            server.uuid, server.kept = None, kept
+
+        server, error = await run_session(database, prepare=prepare, target=None)
+        assert error is None
+        assert server.called is None
+        assert ("rev" not in server.asked) == has_it
 
 
 async def test_a_peer_without_a_name_is_known_by_its_identity(database):
