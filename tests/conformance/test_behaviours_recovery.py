@@ -10,6 +10,7 @@ from raw import RawServer, Refusal
 from trio_p2p import ActivityLevel, ClockSkewError, Replicator, limits
 
 
+@pytest.mark.behaviour("G2a", "P11")
 async def test_a_peer_whose_collection_was_made_anew_gets_back_what_came_from_it(
     pair, autojump_clock
 ):
@@ -24,6 +25,7 @@ async def test_a_peer_whose_collection_was_made_anew_gets_back_what_came_from_it
     assert pair.there.collection("shop").count == 2
 
 
+@pytest.mark.behaviour("G2a")
 @pytest.mark.parametrize("saved", [True, False], ids=["checkpoint saved", "cut before"])
 async def test_a_peer_that_was_rolled_back_gets_back_what_came_from_it(
     tmp_path, autojump_clock, saved
@@ -58,6 +60,7 @@ async def pull_without_checkpoint(pair: Pair) -> None:
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.behaviour("O7")
 @pytest.mark.parametrize("continuous", [False, True])
 async def test_a_document_purged_and_written_anew_is_settled_with_what_the_peer_has(
     pair, autojump_clock, continuous
@@ -80,6 +83,7 @@ async def test_a_document_purged_and_written_anew_is_settled_with_what_the_peer_
     assert (await pair.replicate()).offered == 0
 
 
+@pytest.mark.behaviour("O8", "C2")
 async def test_a_refused_document_stays_refused_where_nothing_is_pulled(pair, autojump_clock):
     await pair.theirs.put("a", {"n": 1})
     await pair.replicate()
@@ -90,6 +94,7 @@ async def test_a_refused_document_stays_refused_where_nothing_is_pulled(pair, au
     assert pair.theirs.get("a").body == {"n": 1}
 
 
+@pytest.mark.behaviour("X4")
 async def test_what_was_ahead_of_the_clock_is_asked_for_again_while_connected(pair, autojump_clock):
     """Both ways, without another connection, once the clock was set right."""
     pair.clock.ahead_s = 1000
@@ -111,6 +116,7 @@ async def test_what_was_ahead_of_the_clock_is_asked_for_again_while_connected(pa
     assert (await pair.replicate()).offered == 0
 
 
+@pytest.mark.behaviour("X4")
 async def test_what_the_peer_refused_for_its_clock_is_proposed_again_while_connected(
     pair, autojump_clock
 ):
@@ -127,6 +133,7 @@ async def test_what_the_peer_refused_for_its_clock_is_proposed_again_while_conne
     await pair.assert_equal()
 
 
+@pytest.mark.behaviour("P16b", "P16a")
 async def test_a_document_refused_with_403_is_tried_once_more(pair, autojump_clock):
     """And no more: it failed, and its sequence is done."""
     async with trio.open_nursery() as nursery:
