@@ -219,6 +219,8 @@ REVISIONS_REQUESTED_MAX: Final = 1_000
 INSERT_BATCH_REVISIONS_MAX: Final = 500
 # Ancestors named when asking for a revision. Source: LiteCore's RevFinder.
 ANCESTORS_MAX: Final = 10
+# An async filter that takes longer counts as failed, for the sake of the documents behind it.
+FILTER_TIMEOUT_S: Final = 60.0
 # Blobs of one collection asked for at once, so that a large one does not hold up all others; and
 # blobs sent at once on one connection, each of which has a file open and a part in memory.
 BLOBS_FETCHED_AT_ONCE: Final = 4

@@ -217,7 +217,11 @@ class URLEndpointListener:
     ) -> None:
         async with self._entrance.admit(stream, peer_address, identity) as guest:
             session = PassiveSession(
-                guest.transport, self.configuration.collections, self._journal, self._budget
+                guest.transport,
+                self.configuration.collections,
+                self._journal,
+                self._budget,
+                read_only=self.configuration.read_only,
             )
             served = _Served(guest, session, peer_address, self._now())
             self._served[id(served)] = served

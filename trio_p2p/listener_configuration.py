@@ -23,7 +23,8 @@ class URLEndpointListenerConfiguration:
     `collections` are of one database. `port` None or 0 lets the system choose; `network_interface`
     is a name or an address, None for all. With TLS, `tls_identity` None means an anonymous
     self-signed identity, made once and kept in `key_store`. `authenticator` None lets everyone in.
-    `heartbeat` is the silence in seconds before a ping.
+    `read_only`: peers that push are refused with 403, and stop; pulling works. `heartbeat` is the
+    silence in seconds before a ping.
     """
 
     collections: Sequence[Collection]
@@ -32,6 +33,7 @@ class URLEndpointListenerConfiguration:
     disable_tls: bool = False
     tls_identity: TLSIdentity | None = None
     authenticator: ListenerPasswordAuthenticator | ListenerCertificateAuthenticator | None = None
+    read_only: bool = False
     connections_max: int = limits.LISTENER_CONNECTIONS_MAX
     heartbeat: float = limits.HEARTBEAT_S
     key_store: KeyStore | None = None

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 import trio
 from cryptography import x509
 
-from trio_p2p import limits
+from trio_p2p import ids, limits
 from trio_p2p.errors import (
     CollectionNotFoundError,
     ConfigurationError,
@@ -31,6 +31,7 @@ from trio_p2p.replication.connector import (
 from trio_p2p.replication.failure import replication_error
 from trio_p2p.replication.journal import Journal
 from trio_p2p.replication.link import Pulse
+from trio_p2p.replication.pending import Pending
 from trio_p2p.replication.session import (
     ActiveSession,
     NamingRefusedError,
@@ -45,6 +46,7 @@ from trio_p2p.replication.status import (
 from trio_p2p.replication.watching import DocumentReplications, StatusChanges
 from trio_p2p.replicator_configuration import ReplicatorConfiguration, ReplicatorType
 from trio_p2p.store import remotes
+from trio_p2p.store.collection import Collection
 from trio_p2p.store.services import Service
 from trio_p2p.transport.base import MessageTransport, open_services
 
@@ -115,6 +117,25 @@ class Replicator:
             tuple(self._journal.failures),
             statistics,
         )
+
+    def pending_document_ids(self, collection: Collection) -> frozenset[str]:
+        """The documents of a collection that are yet to be pushed, those refused among them.
+
+        It works before the start, while running and afterwards, also without a connection. Before
+        the peer was met for the first time, all are pending that a filter or document IDs do not
+        hold back; what an async filter says is not asked.
+
+        Raises: ConfigurationError if it does not push, CollectionNotFoundError if the collection is
+        not replicated or was deleted, StoreClosedError.
+        """
+        return self._pending(collection).document_ids()
+
+    def is_document_pending(self, collection: Collection, document_id: str) -> bool:
+        """Whether a document is yet to be pushed; as `pending_document_ids`.
+
+        Raises: InvalidDocumentError; otherwise as that does.
+        """
+        return self._pending(collection).has(ids.document_id(document_id))
 
     def status_changes(self) -> StatusChanges:
         """Iterate over what it is doing, from now until it stops.
@@ -230,6 +251,21 @@ class Replicator:
     @property
     def _ending(self) -> bool:
         return self._stopping or self._suspended
+
+    def _pending(self, collection: Collection) -> Pending:
+        configuration = self.configuration
+        if configuration.replicator_type is ReplicatorType.PULL:
+            raise ConfigurationError("this replicator does not push: nothing is pending")
+        for plan in configuration.plans():
+            if plan.collection is collection:
+                break
+        else:
+            raise CollectionNotFoundError("the collection is not replicated", name=str(collection))
+        name = configuration.peer_name
+        with collection.read() as txn:
+            peer_key = None if name is None else remotes.peer_at(txn, name) or name
+        session = self._session
+        return Pending(plan, peer_key, None if session is None else session.done(collection))
 
     async def _supervise(self) -> None:
         failures = 0

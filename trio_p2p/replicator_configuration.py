@@ -13,6 +13,7 @@ from trio_p2p.errors import ConfigurationError
 from trio_p2p.ids import document_id
 from trio_p2p.model.conflict import ConflictResolver, default_conflict_resolver
 from trio_p2p.replication.connector import Dial, Endpoint, check_headers
+from trio_p2p.replication.filters import ReplicationFilter
 from trio_p2p.replication.session import CollectionPlan
 from trio_p2p.security.auth import BasicAuthenticator, ClientCertificateAuthenticator
 from trio_p2p.security.trust import Roots, Trust, parse_pinned, parse_roots
@@ -31,12 +32,18 @@ class ReplicatorType(Enum):
 class CollectionConfiguration:
     """How one collection is replicated.
 
-    `document_ids` restricts it to these documents; `conflict_resolver` decides conflicts, None
-    for `default_conflict_resolver`.
+    `document_ids` restricts it to these documents. A filter gets a document and its flags, and
+    tells whether it goes over; it may be async. What `push_filter` holds back is not sent and not
+    pending; what `pull_filter` rejects is reported with 403 and not asked for again. One that
+    raises, or takes longer than a minute, fails that document for now. `conflict_resolver` decides
+    conflicts, None for `default_conflict_resolver`. `channels` are Sync Gateway's.
     """
 
+    push_filter: ReplicationFilter | None = None
+    pull_filter: ReplicationFilter | None = None
     document_ids: Sequence[str] | None = None
     conflict_resolver: ConflictResolver | None = None
+    channels: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +140,9 @@ class ReplicatorConfiguration:
                 None
                 if settings.document_ids is None
                 else tuple(map(document_id, settings.document_ids)),
+                settings.push_filter,
+                settings.pull_filter,
+                None if settings.channels is None else tuple(settings.channels),
             )
             for collection, settings in items
         )

@@ -53,6 +53,7 @@ from trio_p2p.transport.base import open_services
 @click.option(
     "--no-tls", is_flag=True, help="Listen without TLS: everything can be read on the way."
 )
+@click.option("--read-only", is_flag=True, help="Let others pull, but not push.")
 @collections_option
 @json_option
 def listen(
@@ -64,6 +65,7 @@ def listen(
     identity: str | None,
     keys: Path | None,
     no_tls: bool,
+    read_only: bool,
     collections: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -88,6 +90,7 @@ def listen(
                 disable_tls=no_tls,
                 tls_identity=shown,
                 authenticator=authenticator,
+                read_only=read_only,
                 key_store=None if keys is None else open_key_store(keys),
             )
             async with open_listener(configuration) as listener:

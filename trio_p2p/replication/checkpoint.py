@@ -60,16 +60,27 @@ class Checkpoint:
 
 
 def checkpoint_id(
-    database_id: UUID, peer_key: str, collection: str, document_ids: Iterable[str] | None
+    database_id: UUID,
+    peer_key: str,
+    collection: str,
+    document_ids: Iterable[str] | None,
+    *,
+    channels: Iterable[str] | None = None,
+    filtered: Iterable[str] = (),
 ) -> str:
     """The name of a checkpoint: whatever changes its meaning changes its name.
 
     The direction is not part of it: a push-only replication keeps the `remote` part as it is, and
     a pull-only one the `local` part, so both serve a later replication in both directions.
+    `filtered` names the directions that a filter restricts; what it does is not known.
     """
     parts: list[Any] = [str(database_id), peer_key, collection]
     if document_ids is not None:
         parts.append(sorted(document_ids))
+    if channels is not None:
+        parts.append({"channels": sorted(channels)})
+    if filters := sorted(filtered):
+        parts.append({"filtered": filters})
     digest = hashlib.sha1(orjson.dumps(parts), usedforsecurity=False).digest()
     return "cp-" + base64.b64encode(digest).decode("ascii")
 

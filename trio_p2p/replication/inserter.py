@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import trio
 
 from trio_p2p import limits
-from trio_p2p.errors import ClockSkewError, StoreFullError
+from trio_p2p.errors import CallbackError, ClockSkewError, StoreFullError, TrioP2PError
 from trio_p2p.model.conflict import (
     Arrival,
     judge_arrival,
@@ -21,6 +21,7 @@ from trio_p2p.model.conflict import (
 )
 from trio_p2p.model.document import Revision
 from trio_p2p.replication.blob_fetcher import STATUS_FULL, BlobFetcher
+from trio_p2p.replication.filters import Filter
 from trio_p2p.replication.knowledge import RemoteKnowledge
 from trio_p2p.replication.link import Link
 from trio_p2p.replication.messages import RevisionOutcome, SentRevision
@@ -28,7 +29,9 @@ from trio_p2p.store import blob_uses, conflicts, documents
 from trio_p2p.store.blobs import Blob
 from trio_p2p.store.transaction import WriteTransaction
 
+STATUS_REJECTED = 403
 STATUS_NOT_FOUND = 404
+STATUS_FAILED = 500
 # Transient for every peer; unlike 503, it does not make Couchbase Lite drop the connection.
 STATUS_LATER = 429
 STATUS_CONFLICT = 409
@@ -36,10 +39,14 @@ STATUS_CONFLICT = 409
 
 @dataclass(frozen=True, slots=True)
 class Insertion:
-    """What became of one revision; `conflicted` if it now waits for a resolver."""
+    """What became of one revision; `conflicted` if it now waits for a resolver.
+
+    `error` tells more than the outcome where something failed here.
+    """
 
     outcome: RevisionOutcome
     conflicted: bool = False
+    error: TrioP2PError | None = None
 
 
 OnInserted = Callable[[Insertion], None]
@@ -62,7 +69,16 @@ class Inserter:
     passive side it is refused, and the peer resolves.
     """
 
-    def __init__(self, link: Link, knowledge: RemoteKnowledge | None = None) -> None:
+    def __init__(
+        self,
+        link: Link,
+        knowledge: RemoteKnowledge | None = None,
+        *,
+        pull_filter: Filter | None = None,
+    ) -> None:
+        self._filter = pull_filter
+        self._filtering = 0
+        self._unfiltered: deque[_Arrived] = deque()
         self._link = link
         self._knowledge = knowledge
         self._fetcher = BlobFetcher(link)
@@ -75,25 +91,68 @@ class Inserter:
     @property
     def backlog(self) -> int:
         """Revisions that arrived and are not stored yet."""
-        return self._fetching + len(self._arrived) + self._storing
+        return self._filtering + self._fetching + len(self._arrived) + self._storing
 
     def add(self, sent: SentRevision, on_inserted: OnInserted, *, may_revive: bool = False) -> None:
         """Queue a revision. `on_inserted` is called once its fate is durable; it must not block.
 
         `may_revive`: its proposal named no parent, so it may follow on a tombstone here.
         """
+        arrived = _Arrived(sent, may_revive, on_inserted)
+        if self._filter is None:
+            self._fetch_blobs(arrived)
+        else:
+            self._filtering += 1
+            self._unfiltered.append(arrived)
+            self._link.pulse.notify()
 
+    def _fetch_blobs(self, arrived: _Arrived) -> None:
         def on_ready(failure: RevisionOutcome | None, blobs: Sequence[Blob]) -> None:
             self._fetching -= 1
             if failure is not None:
-                on_inserted(Insertion(failure))
+                arrived.on_inserted(Insertion(failure))
             else:
-                self._enqueue(_Arrived(sent, may_revive, on_inserted, blobs))
+                self._enqueue(replace(arrived, blobs=blobs))
 
-        if self._fetcher.want(sent, on_ready):
+        if self._fetcher.want(arrived.sent, on_ready):
             self._fetching += 1
         else:
-            self._enqueue(_Arrived(sent, may_revive, on_inserted))
+            self._enqueue(arrived)
+
+    async def _filter_all(self, pull_filter: Filter) -> NoReturn:
+        """Put what arrives to the filter; what is async is waited for beside the others."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                await self._link.pulse.until(lambda: bool(self._unfiltered))
+                while self._unfiltered:
+                    arrived = self._unfiltered.popleft()
+                    try:
+                        verdict = pull_filter.ask(arrived.sent.document_id, arrived.sent.revision)
+                    except CallbackError as exc:
+                        self._judged(arrived, exc)
+                        continue
+                    if isinstance(verdict, bool):
+                        self._judged(arrived, verdict)
+                    else:
+                        nursery.start_soon(self._await_verdict, arrived, verdict)
+
+    async def _await_verdict(self, arrived: _Arrived, verdict: Awaitable[bool]) -> None:
+        try:
+            self._judged(arrived, await verdict)
+        except CallbackError as exc:
+            self._judged(arrived, exc)
+
+    def _judged(self, arrived: _Arrived, verdict: bool | CallbackError) -> None:
+        self._filtering -= 1
+        if verdict is True:
+            self._fetch_blobs(arrived)
+        elif verdict is False:
+            refused = RevisionOutcome(STATUS_REJECTED, "rejected by the pull filter")
+            arrived.on_inserted(Insertion(refused))
+        else:
+            failed = RevisionOutcome(STATUS_FAILED, str(verdict), retryable=True)
+            arrived.on_inserted(Insertion(failed, error=verdict))
+        self._link.pulse.notify()
 
     async def run(self) -> None:
         """Fetch blobs and store batches for ever. Raises ConnectionLostError.
@@ -102,6 +161,8 @@ class Inserter:
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._fetcher.run)
+            if self._filter is not None:
+                nursery.start_soon(self._filter_all, self._filter)
             await self._store_all()
 
     def _enqueue(self, arrived: _Arrived) -> None:

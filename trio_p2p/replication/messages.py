@@ -77,6 +77,7 @@ class SubscribeChanges:
     batch: int
     active_only: bool
     document_ids: tuple[str, ...] | None
+    channels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,8 +78,11 @@ class PassiveSession:
         collections: Sequence[Collection],
         journal: Journal,
         budget: Budget | None = None,
+        *,
+        read_only: bool = False,
     ) -> None:
         """`budget` is what the peers of all sessions together may make us hold."""
+        self._read_only = read_only
         self._transport = transport
         self._collections = {collection.full_name: collection for collection in collections}
         self._engine = collections[0].database.engine
@@ -146,6 +149,10 @@ class PassiveSession:
             respond(Refusal(400, "no such collection index"))
             return
         part = self._parts[request.collection]
+        if self._read_only and isinstance(request, ProposeChanges | SendRevisions):
+            # In the words of Couchbase Lite, which stops when it hears them.
+            respond(Refusal(403, "Attempting to push to a pull-only replicator"))
+            return
         match request:
             case GetCheckpoint():
                 self._get_checkpoint(request, respond)

@@ -13,6 +13,7 @@ from trio_p2p.errors import ClockSkewError, PeerError, TrioP2PError
 from trio_p2p.ids import DocumentID
 from trio_p2p.model.version import RevisionID, Version
 from trio_p2p.replication.checkpoint import RemoteSequences
+from trio_p2p.replication.filters import Filter
 from trio_p2p.replication.inserter import STATUS_LATER, Inserter, Insertion
 from trio_p2p.replication.knowledge import RemoteKnowledge
 from trio_p2p.replication.link import Link
@@ -50,12 +51,16 @@ class Puller:
         knowledge: RemoteKnowledge,
         sequences: RemoteSequences,
         resolver: Resolver,
+        *,
+        pull_filter: Filter | None = None,
+        channels: tuple[str, ...] | None = None,
     ) -> None:
         self._link = link
         self._knowledge = knowledge
         self._sequences = sequences
         self._resolver = resolver
-        self._inserter = Inserter(link, knowledge)
+        self._channels = channels
+        self._inserter = Inserter(link, knowledge, pull_filter=pull_filter)
         self._offers: deque[tuple[OfferChanges, Respond]] = deque()
         self._requested: dict[RemoteSequence, DocumentID] = {}
         self._answering = False
@@ -91,6 +96,7 @@ class Puller:
                 # alive, from a third peer, and the checkpoint says that what is before it came.
                 active_only=False,
                 document_ids=document_ids,
+                channels=self._channels,
             )
         )
         while True:
@@ -225,6 +231,8 @@ class Puller:
             error: TrioP2PError = PeerError("HTTP", outcome.status, outcome.text)
             if outcome.status == STATUS_LATER:
                 error = ClockSkewError(outcome.text)
+            if insertion.error is not None:
+                error = insertion.error
             journal.failed(Direction.PULL, collection, sent.document_id, error)
         elif outcome.status:
             journal.settled()

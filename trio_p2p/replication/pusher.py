@@ -7,11 +7,12 @@ from collections.abc import Iterable
 import trio
 
 from trio_p2p import limits
-from trio_p2p.errors import PeerError
+from trio_p2p.errors import CallbackError, PeerError
 from trio_p2p.ids import DocumentID, Sequence
 from trio_p2p.model.document import Stored
 from trio_p2p.model.version import RevisionID, VersionVector
 from trio_p2p.replication.checkpointer import Checkpointer
+from trio_p2p.replication.filters import Filter
 from trio_p2p.replication.knowledge import RemoteKnowledge
 from trio_p2p.replication.link import Link
 from trio_p2p.replication.messages import (
@@ -25,6 +26,9 @@ from trio_p2p.replication.status import Direction
 from trio_p2p.store import changes, conflicts, documents
 from trio_p2p.store.records import ChangeRow
 from trio_p2p.store.transaction import ReadTransaction
+
+_Row = tuple[ChangeRow, RevisionID | None]
+"""A change to propose, and the revision that the peer is known to have."""
 
 
 class Pusher:
@@ -43,7 +47,9 @@ class Pusher:
         *,
         pulling: bool,
         document_ids: frozenset[str] | None,
+        push_filter: Filter | None = None,
     ) -> None:
+        self._filter = push_filter
         self._link = link
         self._knowledge = knowledge
         self._checkpointer = checkpointer
@@ -148,7 +154,7 @@ class Pusher:
             )
             self._link.pulse.notify()
 
-    async def _next_rows(self) -> list[tuple[ChangeRow, RevisionID | None]]:
+    async def _next_rows(self) -> list[_Row]:
         """The next changes to propose, each with its parent; waits until there are any."""
         while True:
             rows = self._read_rows()
@@ -164,7 +170,7 @@ class Pusher:
             else:
                 await trio.lowlevel.checkpoint()
 
-    def _read_rows(self) -> list[tuple[ChangeRow, RevisionID | None]]:
+    def _read_rows(self) -> list[_Row]:
         """One slice of the feed, less what need not be proposed."""
         with self._link.engine.read() as txn:
             rows, self._again = self._again, []
@@ -245,15 +251,15 @@ class Pusher:
             or self._knowledge.is_fresh(row.document_id)
         )
 
-    async def _push(
-        self, rows: Iterable[tuple[ChangeRow, RevisionID | None]], in_flight: trio.Semaphore
-    ) -> None:
+    async def _push(self, rows: Iterable[_Row], in_flight: trio.Semaphore) -> None:
         """Propose a batch and send what is wanted of it."""
+        if self._filter is not None:
+            rows = await self._filtered(self._filter, rows)
         wanted: list[Promise] = []
-        for _ in range(limits.PROPOSE_ATTEMPTS_MAX):
+        for _ in range(limits.PROPOSE_ATTEMPTS_MAX if rows else 0):
             proposals = [_proposal(row, parent) for row, parent in rows]
             answers = await self._link.profile.propose(self._link.index, proposals)
-            again: list[tuple[ChangeRow, RevisionID | None]] = []
+            again: list[_Row] = []
             for (row, _), answer in zip(rows, answers, strict=True):
                 if answer.status == 0:
                     wanted.append(Promise(row.document_id, row.revision_id, str(row.sequence)))
@@ -269,6 +275,31 @@ class Pusher:
         in_flight.release()
         await self._sender.send(wanted, self._settled)
         self._link.pulse.notify()
+
+    async def _filtered(self, push_filter: Filter, rows: Iterable[_Row]) -> list[_Row]:
+        """The rows that the user's filter lets through; the others are dealt with."""
+        passed: list[_Row] = []
+        journal = self._link.journal
+        for row, parent in rows:
+            document_id = row.document_id
+            with self._link.engine.read() as txn:
+                stored = documents.get(txn, self._link.number, document_id)
+            if stored is None:
+                passed.append((row, parent))  # Gone meanwhile: the sender tells so.
+                continue
+            try:
+                passes = await push_filter.decide(document_id, stored.revision)
+            except CallbackError as exc:
+                journal.failed(Direction.PUSH, self._link.collection, document_id, exc)
+                self._failed[document_id] = row
+                self._finish(document_id, row.sequence, done=False)
+                continue
+            if passes:
+                passed.append((row, parent))
+            else:
+                journal.settled()
+                self._finish(document_id, row.sequence, done=True)
+        return passed
 
     def _better_parent(self, row: ChangeRow, answer: ProposalAnswer) -> RevisionID | None:
         """After a conflict: the peer's revision, if ours was made on top of it after all."""

@@ -17,11 +17,13 @@ from trio_p2p.errors import (
     TrioP2PError,
 )
 from trio_p2p.model.conflict import ConflictResolver
+from trio_p2p.model.sequence_set import SequenceSet
 from trio_p2p.peer import Peer
 from trio_p2p.replication.blob_server import BlobServer
 from trio_p2p.replication.checkpoint import checkpoint_id
 from trio_p2p.replication.checkpointer import Checkpointer
 from trio_p2p.replication.failure import replication_error
+from trio_p2p.replication.filters import Filter, ReplicationFilter
 from trio_p2p.replication.journal import Journal
 from trio_p2p.replication.knowledge import NoKnowledge, RemoteKnowledge
 from trio_p2p.replication.link import Link, Pulse
@@ -74,6 +76,21 @@ class CollectionPlan:
     collection: Collection
     resolver: ConflictResolver
     document_ids: tuple[str, ...] | None = None
+    push_filter: ReplicationFilter | None = None
+    pull_filter: ReplicationFilter | None = None
+    channels: tuple[str, ...] | None = None
+
+    def checkpoint_id(self, peer_key: str) -> str:
+        """What the checkpoint with this peer is called."""
+        filters = {"push": self.push_filter, "pull": self.pull_filter}
+        return checkpoint_id(
+            self.collection.database.id,
+            peer_key,
+            self.collection.full_name,
+            self.document_ids,
+            channels=self.channels,
+            filtered=[direction for direction, function in filters.items() if function],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +194,13 @@ class ActiveSession:
         self._stopping = True
         self._opening.cancel()
         self._pulse.notify()
+
+    def done(self, collection: Collection) -> SequenceSet | None:
+        """Which sequences of a collection are done; None before the peer was met."""
+        for part in self._parts:
+            if part.plan.collection is collection:
+                return part.checkpointer.checkpoint.local
+        return None
 
     async def run(self) -> bool:
         """Replicate until done (one-shot), asked to stop, or failed; returns whether all was done.
@@ -415,10 +439,7 @@ class ActiveSession:
         return held
 
     def _checkpoint_ids(self, peer_key: str) -> tuple[str, ...]:
-        return tuple(
-            checkpoint_id(self._engine.id, peer_key, plan.collection.full_name, plan.document_ids)
-            for plan in self._plan.collections
-        )
+        return tuple(plan.checkpoint_id(peer_key) for plan in self._plan.collections)
 
     def _check_identity(self, theirs: UUID) -> None:
         if theirs == self._engine.id:
@@ -463,9 +484,17 @@ class ActiveSession:
                 checkpointer,
                 pulling=self._plan.pull,
                 document_ids=None if plan.document_ids is None else frozenset(plan.document_ids),
+                push_filter=_filter(plan.push_filter, plan.collection),
             )
         if self._plan.pull:
-            puller = Puller(link, knowledge, checkpointer.sequences, resolver)
+            puller = Puller(
+                link,
+                knowledge,
+                checkpointer.sequences,
+                resolver,
+                pull_filter=_filter(plan.pull_filter, plan.collection),
+                channels=plan.channels,
+            )
         return _Part(link, plan, checkpointer, resolver, pusher, puller)
 
     # --- Being asked -----------------------------------------------------------------------------
@@ -504,3 +533,7 @@ class ActiveSession:
 
 def _refuses_naming(error: BaseException) -> bool:
     return isinstance(error, PeerError) and (error.domain, error.code) in _NAMING_REFUSALS
+
+
+def _filter(function: ReplicationFilter | None, collection: Collection) -> Filter | None:
+    return None if function is None else Filter(function, collection)

@@ -32,6 +32,8 @@ class DocumentFlags(Flag):
 
     NONE = 0
     DELETED = 1
+    ACCESS_REMOVED = 2
+    """Of Sync Gateway alone: we may not see the document any more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,9 @@ class CouchbaseProfile:
         }
         if request.active_only:
             properties["activeOnly"] = "true"
+        if request.channels is not None:
+            properties["filter"] = "sync_gateway/bychannel"
+            properties["channels"] = ",".join(request.channels)
         body = b""
         if request.document_ids is not None:
             body = orjson.dumps({"docIDs": request.document_ids})

@@ -1,0 +1,57 @@
+"""The user's filters: which documents go over."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from trio_p2p import limits
+from trio_p2p.errors import CallbackError
+from trio_p2p.ids import DocumentID, Sequence
+from trio_p2p.model.document import Document, Revision, Stored
+from trio_p2p.replication.status import DocumentFlags
+from trio_p2p.store.database import Collection
+
+ReplicationFilter = Callable[[Document, DocumentFlags], bool | Awaitable[bool]]
+"""Whether a document goes over; sync or async. For a tombstone, the document's body is empty."""
+
+
+class Filter:
+    """A filter of one collection, with a guard around the user's function."""
+
+    def __init__(self, function: ReplicationFilter, collection: Collection) -> None:
+        self._function = function
+        self._collection = collection
+
+    def ask(self, document_id: DocumentID, revision: Revision) -> bool | Awaitable[bool]:
+        """Whether a revision goes over, or if the function is async, what tells that.
+
+        Raises: CallbackError.
+        """
+        document = Document(document_id, Stored(revision, Sequence(0)), self._collection)
+        flags = DocumentFlags.DELETED if revision.deleted else DocumentFlags.NONE
+        try:
+            verdict = self._function(document, flags)
+        except Exception as exc:  # The guard around the user's function.
+            raise CallbackError("a filter failed", document_id=document_id) from exc
+        if inspect.isawaitable(verdict):
+            return _awaited(verdict, document_id)
+        return bool(verdict)
+
+    async def decide(self, document_id: DocumentID, revision: Revision) -> bool:
+        """As `ask`, with the answer waited for, within a minute."""
+        verdict = self.ask(document_id, revision)
+        if isinstance(verdict, bool):
+            await trio.lowlevel.checkpoint()
+            return verdict
+        return await verdict
+
+
+async def _awaited(verdict: Awaitable[bool], document_id: DocumentID) -> bool:
+    try:
+        with trio.fail_after(limits.FILTER_TIMEOUT_S):
+            return bool(await verdict)
+    except Exception as exc:  # The guard around the user's function.
+        raise CallbackError("a filter failed", document_id=document_id) from exc
