@@ -70,6 +70,7 @@ class NoKnowledge(RemoteKnowledge):
 
     def __init__(self) -> None:
         super().__init__(remote=0, collection=0)  # Numbers that nothing has.
+        self._sent: dict[DocumentID, RevisionID] = {}
 
     def note(self, document_id: DocumentID, revision_id: RevisionID) -> None:
         """The peer has this revision; the latest ones are kept."""
@@ -80,7 +81,12 @@ class NoKnowledge(RemoteKnowledge):
     def store(
         self, txn: WriteTransaction, document_id: DocumentID, revision_id: RevisionID
     ) -> None:
-        """Do not."""
+        """The peer has this revision; known once `stored`."""
+        self._sent[document_id] = revision_id
+
+    def stored(self, document_id: DocumentID) -> None:
+        """What `store` told is known from now on."""
+        self.note(document_id, self._sent.pop(document_id))
 
     def take_noted(self) -> dict[DocumentID, RevisionID]:
         """Nothing is to be stored."""

@@ -10,7 +10,7 @@ import trio
 
 from trio_p2p import limits
 from trio_p2p.blip.load import Budget
-from trio_p2p.errors import ConflictError, ReplicationError, TrioP2PError
+from trio_p2p.errors import ConflictError, ConnectionLostError, ReplicationError, TrioP2PError
 from trio_p2p.ids import DocumentID
 from trio_p2p.model.conflict import ProposalStatus, judge_proposal
 from trio_p2p.peer import Peer
@@ -50,9 +50,12 @@ from trio_p2p.replication.status import Direction
 from trio_p2p.store import checkpoints, documents
 from trio_p2p.store.database import Collection
 from trio_p2p.store.transaction import ReadTransaction, WriteTransaction
-from trio_p2p.transport.base import MessageTransport
-
-CLOSE_TRANSIENT = 4001
+from trio_p2p.transport.base import (
+    CLOSE_GOING_AWAY,
+    CLOSE_NORMAL,
+    CLOSE_TRANSIENT,
+    MessageTransport,
+)
 
 
 @dataclass(slots=True)
@@ -124,11 +127,8 @@ class PassiveSession:
             self._tasks = None
             self._transport.abort()
             self._journal.moved(self._peer.bytes_sent, self._peer.bytes_received)
-        if failure is None:
-            return
-        error = replication_error(failure)
-        if error.status not in (1000, 1001):
-            raise error from failure
+        if failure is not None and failure.split(_is_goodbye)[1] is not None:
+            raise replication_error(failure) from failure
 
     async def _end_if_nothing_is_asked(self) -> None:
         """Say goodbye to a peer that only takes a place: clients ask for something at once."""
@@ -304,6 +304,13 @@ class PassiveSession:
     def _start(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
         assert self._tasks is not None
         self._tasks.start_soon(function, *args)
+
+
+def _is_goodbye(error: BaseException) -> bool:
+    return isinstance(error, ConnectionLostError) and error.code in (
+        CLOSE_NORMAL,
+        CLOSE_GOING_AWAY,
+    )
 
 
 def _held(txn: ReadTransaction, client: str) -> HeldCheckpoint:

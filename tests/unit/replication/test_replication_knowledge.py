@@ -80,7 +80,9 @@ async def test_of_a_peer_that_nothing_names_the_store_remembers_nothing(engine, 
     knowledge = NoKnowledge()
     await engine.write(lambda txn: knowledge.store(txn, A, FIRST))
     assert known(engine, knowledge, A) is None
-    for document_id in (A, B, DocumentID("c")):
+    knowledge.stored(A)
+    assert known(engine, knowledge, A) == FIRST
+    for document_id in (B, DocumentID("c")):
         knowledge.note(document_id, FIRST)
     noted = knowledge.take_noted()
     assert noted == {}

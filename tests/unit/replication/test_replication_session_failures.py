@@ -194,10 +194,15 @@ async def test_of_peers_without_identity_or_name_none_is_taken_for_another(datab
 
 
 async def test_a_peer_without_a_name_is_known_by_its_identity(database):
-    for _ in range(2):
-        server, error = await run_session(database, target=None)
-        assert error is None
-        assert server.called == THEIR_ID
+    kept = {}
+
+    def prepare(server):
+        server.kept = kept
+
+    for asked in (True, False):
+        server, error = await run_session(database, prepare=prepare, target=None)
+        assert (error, server.called) == (None, THEIR_ID)
+        assert ("rev" in server.asked) == asked
 
 
 async def test_a_peer_may_be_refused_once_it_is_known(database):
