@@ -14,7 +14,7 @@ from cryptography import x509
 
 from trio_p2p import limits
 from trio_p2p.blip.load import Budget
-from trio_p2p.errors import TrioP2PError
+from trio_p2p.errors import ConfigurationError, TrioP2PError
 from trio_p2p.listener_configuration import URLEndpointListenerConfiguration
 from trio_p2p.replication.connector import SYNC_PATH
 from trio_p2p.replication.journal import Journal
@@ -87,6 +87,7 @@ class URLEndpointListener:
         self._budget = Budget(limits.LISTENER_BYTES_MAX)
         self._stop_requested = trio.Event()
         self._stopped = trio.Event()
+        self._stopped.set()
 
     # --- What it tells ---------------------------------------------------------------------------
 
@@ -139,9 +140,28 @@ class URLEndpointListener:
     ) -> None:
         """Listen until stopped; reports itself as started once it does.
 
-        Raises: ListenError if it cannot listen where it was told to.
+        Closing the database stops it.
+
+        Raises: ListenError if it cannot listen where it was told to; ConfigurationError if it does
+        already; StoreClosedError if the database is closed.
         Cancelling: cuts all connections, which their peers take for a passing failure.
         """
+        if not self._stopped.is_set():
+            raise ConfigurationError("the listener runs already")
+        with self.configuration.database.services.running(self.request_stop):
+            self._stop_requested, self._stopped = trio.Event(), trio.Event()
+            try:
+                await self._listen()
+                task_status.started(self)
+                async with open_services() as connections:
+                    await self._accept(connections)
+                    await self._say_goodbye()
+            finally:
+                self._listeners = []
+                self._identity = None
+                self._stopped.set()
+
+    async def _listen(self) -> None:
         configuration = self.configuration
         interface = configuration.network_interface
         addresses = [] if interface is None else addresses_of(interface)
@@ -150,22 +170,16 @@ class URLEndpointListener:
             identity = await self._identities.current(self._now())
         self._listeners = await open_listeners(addresses, configuration.port or 0)
         self._identity = identity
-        try:
-            task_status.started(self)
-            async with open_services() as connections:
-                await self._accept(connections)
-                await self._say_goodbye()
-        finally:
-            self._listeners = []
-            self._identity = None
-            self._stopped.set()
 
     def request_stop(self) -> None:
-        """Ask it to end. Does not wait."""
+        """Ask it to end. Does not wait; nothing if it does not listen."""
         self._stop_requested.set()
 
     async def stop(self) -> None:
-        """Take no more connections, tell the connected peers to come back later, and end."""
+        """Take no more connections, tell the connected peers to come back later, and end.
+
+        It may listen again afterwards. Nothing if it does not listen. Cancelling: it still ends.
+        """
         self.request_stop()
         await self._stopped.wait()
 
@@ -173,9 +187,13 @@ class URLEndpointListener:
         """Serve a peer on a connected stream of yours, by WebSocket, until it leaves.
 
         There is no TLS on it but what you put there. The stream is closed. What goes wrong is
-        logged and stays with this connection. Cancelling: cuts the connection.
+        logged and stays with this connection. Closing the database ends it.
+
+        Raises: StoreClosedError. Cancelling: cuts the connection.
         """
-        await self._handle(stream, peer_address, None)
+        services = self.configuration.database.services
+        with services.running(lambda: service.scope.cancel()) as service:
+            await self._handle(stream, peer_address, None)
 
     async def _handle(
         self, stream: trio.abc.Stream, peer_address: str, identities: IdentitySource | None
