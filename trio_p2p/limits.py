@@ -250,6 +250,17 @@ DOCUMENT_EVENTS_MAX: Final = 10_000
 COLLECTIONS_PER_CONNECTION_MAX: Final = 1_000
 # Checkpoints kept for other peers; a hostile client can invent IDs.
 PEER_CHECKPOINTS_MAX: Final = 10_000
+# Our own: some for each remembered peer, or a program that names other documents each time would
+# leave one behind each time.
+LOCAL_CHECKPOINTS_MAX: Final = 10_000
+# Peers we know the revisions of, document by document: a few in a mesh, hundreds for a hub that
+# connects to its spokes. A listener that gives itself a new identity each time must not fill us.
+REMOTES_MAX: Final = 1_000
+# Addresses at which peers were met, which in many networks change by the day.
+TARGETS_MAX: Final = 10_000
+# Old revisions of a document that are kept for peers which have them. Peers that are up to date
+# share one; more are needed only by those that were away for different times.
+BASES_PER_DOCUMENT_MAX: Final = 8
 CHECKPOINT_BYTES_MAX: Final = MIB
 
 # --- Retry (source: Couchbase Lite's defaults) ---------------------------------------------------

@@ -24,7 +24,7 @@ from trio_p2p import (
     URLEndpointListener,
     URLEndpointListenerConfiguration,
 )
-from trio_p2p.store import records
+from trio_p2p.store import checkpoints, recent, records
 from trio_p2p.testing.databases import open_test_database
 
 PUSH, PULL = ReplicatorType.PUSH, ReplicatorType.PULL
@@ -146,10 +146,11 @@ class Pair:
     def checkpoints(self) -> list[dict[str, object]]:
         """The one checkpoint of each pair of collections; both ends must have kept the same."""
         with self.here.engine.read() as txn:
-            ours = {bytes(k): bytes(v) for k, v in txn.raw.cursor(txn.tables.local_checkpoints)}
+            kept = recent.entries(txn, checkpoints.LOCAL)
+            ours = {e.key: records.unpack_local_checkpoint(e.content).body for e in kept}
         with self.there.engine.read() as txn:
-            kept = dict(txn.raw.cursor(txn.tables.peer_checkpoints))
-            theirs = {bytes(k): records.unpack_peer_checkpoint(v)[2] for k, v in kept.items()}
+            kept = recent.entries(txn, checkpoints.PEERS)
+            theirs = {e.key: records.unpack_peer_checkpoint(e.content)[3] for e in kept}
         assert ours == theirs
         found = [json.loads(body) for body in ours.values()]
         assert all(type(body.pop("time")) is int for body in found)

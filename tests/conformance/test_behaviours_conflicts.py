@@ -352,7 +352,7 @@ async def test_a_continuous_replication_of_edits_on_both_sides_converges(pair, a
 async def test_a_pusher_that_forgot_its_peer_pushes_on_top_of_what_a_refusal_names(synced):
     pair = synced
     await pair.mine.put("a", {"n": 2})
-    await pair.here.engine.write(lambda txn: txn.raw.drop(txn.tables.known, delete=False))
+    await pair.here.engine.write(lambda txn: txn.raw.drop(txn.tables.known_revisions, delete=False))
     run = await pair.replicate(PUSH)
     assert (run.counts, run.push_errors) == ((1, 0), {})
     await pair.assert_equal()

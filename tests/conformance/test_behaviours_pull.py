@@ -8,6 +8,8 @@ from loopback import PULL, PUSH, bodies, ids, only, put_many
 from raw import RawServer
 
 from trio_p2p import ActivityLevel
+from trio_p2p.store import checkpoints, recent, records
+from trio_p2p.store.records import LocalCheckpoint
 
 SOURCE = "BobBobBobBobBobBobBobA"
 
@@ -113,8 +115,9 @@ def set_local(pair, body):
     """Replace what the one local checkpoint says."""
 
     def job(txn):
-        ((key, _),) = txn.raw.cursor(txn.tables.local_checkpoints)
-        txn.raw.put(bytes(key), body, db=txn.tables.local_checkpoints)
+        (kept,) = recent.entries(txn, checkpoints.LOCAL)
+        content = records.pack_local_checkpoint(LocalCheckpoint(1, 0, body))
+        recent.put(txn, checkpoints.LOCAL, kept.key, content)
 
     return pair.here.engine.write(job)
 

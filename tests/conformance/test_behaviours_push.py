@@ -9,6 +9,7 @@ from loopback import PULL, PUSH, bodies, ids, only, put_many
 from raw import RawServer, Refusal
 
 from trio_p2p import ActivityLevel
+from trio_p2p.store import checkpoints, recent
 from trio_p2p.testing.databases import open_test_database
 
 
@@ -166,9 +167,7 @@ async def test_many_edits_offline_are_no_conflict(pair, kind):
 
 
 def lose_local_checkpoints(database):
-    return database.engine.write(
-        lambda txn: txn.raw.drop(txn.tables.local_checkpoints, delete=False)
-    )
+    return database.engine.write(lambda txn: recent.clear(txn, checkpoints.LOCAL))
 
 
 @pytest.mark.behaviour("P14", "G2a")

@@ -11,13 +11,15 @@ import base64
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import orjson
 
 from trio_p2p.model.sequence_set import SequenceSet
 from trio_p2p.replication.messages import RemoteSequence
+
+_SEQUENCE_END: Final = 2**63
 
 
 @dataclass(slots=True)
@@ -45,7 +47,7 @@ class Checkpoint:
             body = orjson.loads(text)
             local = SequenceSet.from_pairs(body.get("localCompleted", ()))
             low_water = body.get("local", 0)
-            if type(low_water) is int and 0 < low_water < 2**63:
+            if type(low_water) is int and 0 < low_water < _SEQUENCE_END:
                 local.add_range(0, low_water + 1)
             remote = body.get("remote")
             # Encoding raises TypeError too: orjson reads deeper nesting than it writes.
@@ -53,6 +55,12 @@ class Checkpoint:
         except (ValueError, AttributeError, TypeError):
             return cls()
         return cls(local, reached)
+
+    @property
+    def remote_sequence(self) -> int:
+        """`remote` if it is a number, as our own sequences are; else 0."""
+        number = int(self.remote) if self.remote is not None and self.remote.isdecimal() else 0
+        return number if number < _SEQUENCE_END else 0
 
     def agreed(self, other: Checkpoint) -> Checkpoint:
         """What both copies say is done."""

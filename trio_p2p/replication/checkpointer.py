@@ -72,8 +72,7 @@ class Checkpointer:
 
         def job(txn: WriteTransaction) -> None:
             self._knowledge.store_noted(txn, noted)
-            checkpoints.set_local(txn, self._id, body)
-            checkpoints.set_seen(txn, self._id, seen)
+            checkpoints.set_local(txn, self._id, body, remote=self._knowledge.remote, seen=seen)
 
         await self._link.engine.write(job)
         self.seen = seen

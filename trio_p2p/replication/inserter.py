@@ -215,15 +215,18 @@ class Inserter:
         head = documents.head(txn, self._link.number, sent.document_id)
         match judge_arrival(head.revision if head else None, arrived):
             case Arrival.HELD:
-                insertion = Insertion(RevisionOutcome(304))
+                self._know(txn, sent)
+                return Insertion(RevisionOutcome(304))
             case Arrival.STORE:
+                # First, or what is overwritten would be kept as a base for this peer.
+                self._know(txn, sent)
                 self._put(txn, sent, supersede(head.revision if head else None, arrived))
-                insertion = Insertion(RevisionOutcome())
+                return Insertion(RevisionOutcome())
             case Arrival.CONFLICT:
                 insertion = self._conflict(txn, sent, may_revive)
-        if self._knowledge is not None:
-            self._knowledge.store(txn, sent.document_id, arrived.id)
-        return insertion
+                # Last, or the base that both edits started from would be dropped.
+                self._know(txn, sent)
+                return insertion
 
     def _conflict(self, txn: WriteTransaction, sent: SentRevision, may_revive: bool) -> Insertion:
         local = documents.get(txn, self._link.number, sent.document_id)
@@ -242,6 +245,10 @@ class Inserter:
             return Insertion(RevisionOutcome(), conflicted=True)
         self._put(txn, sent, settled)
         return Insertion(RevisionOutcome())
+
+    def _know(self, txn: WriteTransaction, sent: SentRevision) -> None:
+        if self._knowledge is not None:
+            self._knowledge.store(txn, sent.document_id, sent.revision.id)
 
     def _put(self, txn: WriteTransaction, sent: SentRevision, revision: Revision) -> None:
         documents.put_revision(txn, self._link.number, sent.document_id, revision)

@@ -19,14 +19,14 @@ class RemoteKnowledge:
 
     def __init__(self, remote: int, collection: int) -> None:
         """`remote` and `collection` are the numbers under which the store keeps both."""
-        self._remote = remote
+        self.remote = remote
         self._collection = collection
         self._noted: dict[DocumentID, RevisionID] = {}
 
     def of(self, txn: ReadTransaction, document_id: DocumentID) -> RevisionID | None:
         """The revision that the peer is known to have, or None."""
         noted = self._noted.get(document_id)
-        return noted or remotes.known(txn, self._remote, self._collection, document_id)
+        return noted or remotes.known(txn, self.remote, self._collection, document_id)
 
     def is_fresh(self, document_id: DocumentID) -> bool:
         """Whether what is known of a document was learned since the last checkpoint."""
@@ -40,7 +40,7 @@ class RemoteKnowledge:
         self, txn: WriteTransaction, document_id: DocumentID, revision_id: RevisionID
     ) -> None:
         """The peer has this revision; part of the transaction that stores it here."""
-        remotes.set_known(txn, self._remote, self._collection, document_id, revision_id)
+        remotes.set_known(txn, self.remote, self._collection, document_id, revision_id)
 
     def stored(self, document_id: DocumentID) -> None:
         """What `store` wrote was committed and is newer than what was noted before."""

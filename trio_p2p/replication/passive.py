@@ -15,6 +15,7 @@ from trio_p2p.ids import DocumentID
 from trio_p2p.model.conflict import ProposalStatus, judge_proposal
 from trio_p2p.peer import Peer
 from trio_p2p.replication.blob_server import BlobServer
+from trio_p2p.replication.checkpoint import Checkpoint
 from trio_p2p.replication.failure import replication_error
 from trio_p2p.replication.feeder import Feeder
 from trio_p2p.replication.inserter import Inserter, Insertion
@@ -157,7 +158,7 @@ class PassiveSession:
             case GetCheckpoint():
                 self._get_checkpoint(request, respond)
             case SetCheckpoint():
-                self._start(self._set_checkpoint, request, respond)
+                self._start(self._set_checkpoint, part, request, respond)
             case SubscribeChanges():
                 self._subscribe(part, request, respond)
             case ProposeChanges():
@@ -219,9 +220,16 @@ class PassiveSession:
             held = _held(txn, request.client)
         respond(held if held.revision else Refusal(404, "no such checkpoint"))
 
-    async def _set_checkpoint(self, request: SetCheckpoint, respond: Respond) -> None:
+    async def _set_checkpoint(self, part: _Part, request: SetCheckpoint, respond: Respond) -> None:
         def job(txn: WriteTransaction) -> str:
-            return checkpoints.set_peer(txn, request.client, request.revision, request.body)
+            return checkpoints.set_peer(
+                txn,
+                request.client,
+                request.revision,
+                request.body,
+                collection=part.link.number,
+                reached=Checkpoint.from_json(request.body).remote_sequence,
+            )
 
         try:
             revision = await self._engine.write(job)
@@ -229,6 +237,8 @@ class PassiveSession:
             respond(Refusal(409, str(exc)))
         else:
             respond(CheckpointSaved(revision))
+            # What the peer has passed may be more than one transaction should drop.
+            self._engine.tidy_soon()
 
     # --- Being pulled from -----------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from trio_p2p.model.document import EMPTY_BODY, Document, Revision, Stored
 from trio_p2p.model.version import Version
 from trio_p2p.replication.link import Link
 from trio_p2p.replication.status import Direction
-from trio_p2p.store import conflicts, documents
+from trio_p2p.store import bases, conflicts, documents
 from trio_p2p.store.transaction import WriteTransaction
 
 Outcome = Callable[[Callable[[], Version]], Revision | None]
@@ -115,6 +115,8 @@ class Resolver:
             revision = outcome(txn.stamp)
             if revision is not None:
                 documents.put_revision(txn, self._link.number, document_id, revision)
+            bases.keep_merged(txn, self._link.number, document_id, remote)
+            bases.drop_unneeded(txn, self._link.number, document_id)
             return True
 
         if await self._link.engine.write(job):

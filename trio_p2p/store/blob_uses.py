@@ -20,6 +20,7 @@ from trio_p2p.store.transaction import WriteTransaction
 # The parts of a use's key behind the digest: which table the record stands in.
 CURRENT: Final = b"\x01"
 CONFLICTING: Final = b"\x02"
+KEPT: Final = b"\x03"
 _NAMED_ONCE: Final = b"\x00"
 
 

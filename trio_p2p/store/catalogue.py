@@ -12,7 +12,7 @@ import lmdb
 
 from trio_p2p.errors import CollectionNotFoundError, ConfigurationError
 from trio_p2p.ids import Sequence
-from trio_p2p.store import blob_uses, checkpoints, expirations, keys, remotes, schema
+from trio_p2p.store import bases, blob_uses, checkpoints, expirations, keys, schema
 from trio_p2p.store.records import CollectionState
 from trio_p2p.store.transaction import ReadTransaction, WriteTransaction
 
@@ -66,7 +66,9 @@ def erase(txn: WriteTransaction, limit: int) -> None:
     if not dropped.first():
         return
     prefix = bytes(dropped.key())
-    limit -= expirations.erase(txn, keys.read_collection(prefix)[0], limit)
+    number = keys.read_collection(prefix)[0]
+    limit -= expirations.erase(txn, number, limit)
+    limit -= bases.erase(txn, number, limit)
     for table, start, uses in _places(txn, prefix):
         limit -= _erase(txn, table, start, uses, limit)
     if limit <= 0:
@@ -90,9 +92,14 @@ def _places(
     tables = txn.tables
     yield tables.documents, prefix, blob_uses.CURRENT
     yield tables.conflicts, prefix, blob_uses.CONFLICTING
-    yield tables.changes, prefix, None
-    for remote in remotes.numbers(txn):
-        yield tables.known, keys.known_prefix(remote) + prefix, None
+    for table in (
+        tables.changes,
+        tables.base_ends,
+        tables.marks,
+        tables.passed,
+        tables.known_revisions,
+    ):
+        yield table, prefix, None
 
 
 def _erase(

@@ -8,11 +8,17 @@ set least recently gives way.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from trio_p2p import limits
 from trio_p2p.errors import ConflictError
-from trio_p2p.store import keys, records
+from trio_p2p.store import bases, keys, recent, records
+from trio_p2p.store.recent import Bounded, Entry
+from trio_p2p.store.records import LocalCheckpoint
 from trio_p2p.store.transaction import ReadTransaction, WriteTransaction
+
+LOCAL: Final = Bounded("local_checkpoints", 1)
+PEERS: Final = Bounded("peer_checkpoints", 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,88 +31,101 @@ class PeerCheckpoint:
 
 def local(txn: ReadTransaction, checkpoint_id: str) -> bytes | None:
     """Our own checkpoint of this ID."""
-    raw = txn.raw.get(keys.text(checkpoint_id), None, txn.tables.local_checkpoints)
-    return None if raw is None else bytes(raw)
-
-
-def set_local(txn: WriteTransaction, checkpoint_id: str, body: bytes) -> None:
-    """Keep our own checkpoint."""
-    txn.raw.put(keys.text(checkpoint_id), body, db=txn.tables.local_checkpoints)
+    entry = recent.get(txn, LOCAL, keys.text(checkpoint_id))
+    return None if entry is None else records.unpack_local_checkpoint(entry.content).body
 
 
 def seen(txn: ReadTransaction, checkpoint_id: str) -> int:
     """Up to which sequence the peer had, when it stored the checkpoint, what it had sent us."""
-    raw = txn.raw.get(keys.text(checkpoint_id), None, txn.tables.seen)
-    return 0 if raw is None else keys.read_number(raw)[0]
+    entry = recent.get(txn, LOCAL, keys.text(checkpoint_id))
+    return 0 if entry is None else records.unpack_local_checkpoint(entry.content).seen
 
 
-def set_seen(txn: WriteTransaction, checkpoint_id: str, sequence: int) -> None:
-    """Keep what `seen` tells, with our own checkpoint."""
-    txn.raw.put(keys.text(checkpoint_id), keys.number(sequence), db=txn.tables.seen)
+def set_local(
+    txn: WriteTransaction, checkpoint_id: str, body: bytes, *, remote: int = 0, seen: int = 0
+) -> None:
+    """Keep our own checkpoint, the number of the peer it is shared with, and what `seen` tells."""
+    key = keys.text(checkpoint_id)
+    if recent.get(txn, LOCAL, key) is None:
+        recent.make_room(txn, LOCAL, limits.LOCAL_CHECKPOINTS_MAX)
+    record = records.pack_local_checkpoint(LocalCheckpoint(remote, seen, body))
+    recent.put(txn, LOCAL, key, record)
+
+
+def forget_remote(txn: WriteTransaction, remote: int) -> None:
+    """Forget our own checkpoints that are shared with a peer."""
+    for entry in list(recent.entries(txn, LOCAL)):
+        if records.unpack_local_checkpoint(entry.content).remote == remote:
+            recent.remove(txn, LOCAL, entry.key)
 
 
 def peer(txn: ReadTransaction, client: str) -> PeerCheckpoint | None:
     """The checkpoint kept for a peer."""
-    raw = txn.raw.get(keys.text(client), None, txn.tables.peer_checkpoints)
-    if raw is None:
+    entry = recent.get(txn, PEERS, keys.text(client))
+    if entry is None:
         return None
-    _, generation, body = records.unpack_peer_checkpoint(raw)
+    generation, _, _, body = records.unpack_peer_checkpoint(entry.content)
     return PeerCheckpoint(_revision(generation), body)
 
 
-def set_peer(txn: WriteTransaction, client: str, expected_revision: str, body: bytes) -> str:
+def set_peer(
+    txn: WriteTransaction,
+    client: str,
+    expected_revision: str,
+    body: bytes,
+    *,
+    collection: int = 0,
+    reached: int = 0,
+) -> str:
     """Keep a checkpoint for a peer; returns its new revision.
 
-    `expected_revision` names the one it replaces; it is empty if there is none yet.
+    `expected_revision` names the one it replaces; it is empty if there is none yet. `reached` is
+    the sequence that the peer has come to in a collection, as the checkpoint tells.
 
     Raises: ConflictError if another one is kept; `current` is its revision.
     """
-    tables = txn.tables
     key = keys.text(client)
-    raw = txn.raw.get(key, None, tables.peer_checkpoints)
-    use, generation = (0, 0) if raw is None else records.unpack_peer_checkpoint(raw)[:2]
+    entry = recent.get(txn, PEERS, key)
+    generation = 0 if entry is None else records.unpack_peer_checkpoint(entry.content)[0]
     current = _revision(generation)
     if expected_revision != current:
         raise ConflictError(
             "the checkpoint has another revision", expected=expected_revision, current=current
         )
-    if raw is not None:
-        txn.raw.delete(keys.number(use), b"", tables.checkpoint_uses)
-    else:
-        _make_room(txn)
-    use = _next_use(txn)
-    record = records.pack_peer_checkpoint(use, generation + 1, body)
-    txn.raw.put(key, record, db=tables.peer_checkpoints)
-    txn.raw.put(keys.number(use), key, db=tables.checkpoint_uses)
+    if entry is None:
+        least = recent.make_room(txn, PEERS, limits.PEER_CHECKPOINTS_MAX)
+        if least is not None:
+            _move_mark(txn, least, None)
+    record = records.pack_peer_checkpoint(generation + 1, collection, reached, body)
+    use = recent.put(txn, PEERS, key, record)
+    _move_mark(txn, entry, Entry(key, use, record))
     return _revision(generation + 1)
 
 
 def forget_all(txn: WriteTransaction) -> None:
     """Forget all checkpoints, so that whoever replicates starts over."""
-    tables = txn.tables
-    for table in (
-        tables.local_checkpoints,
-        tables.seen,
-        tables.peer_checkpoints,
-        tables.checkpoint_uses,
-    ):
-        txn.raw.drop(table, delete=False)
+    for entry in list(recent.entries(txn, PEERS)):
+        _move_mark(txn, entry, None)
+    recent.clear(txn, LOCAL)
+    recent.clear(txn, PEERS)
 
 
 def _revision(generation: int) -> str:
     return f"{generation}-cc" if generation else ""
 
 
-def _make_room(txn: WriteTransaction) -> None:
-    """Drop the checkpoint that was set least recently, if there is no room for another one."""
-    uses = txn.raw.cursor(txn.tables.checkpoint_uses)
-    kept = txn.raw.stat(txn.tables.peer_checkpoints)["entries"]
-    if kept >= limits.PEER_CHECKPOINTS_MAX and uses.first():
-        txn.raw.delete(bytes(uses.value()), b"", txn.tables.peer_checkpoints)
-        uses.delete()
-
-
-def _next_use(txn: WriteTransaction) -> int:
-    uses = txn.raw.cursor(txn.tables.checkpoint_uses)
-    last: int = keys.read_number(uses.key())[0] if uses.last() else 0
-    return last + 1
+def _move_mark(txn: WriteTransaction, before: Entry | None, after: Entry | None) -> None:
+    """Let the mark of a peer follow its checkpoint."""
+    if after is not None:
+        _, collection, reached, _ = records.unpack_peer_checkpoint(after.content)
+        if reached:
+            bases.add_mark(txn, collection, reached, after.use)
+    if before is not None:
+        _, old_collection, old_reached, _ = records.unpack_peer_checkpoint(before.content)
+        if old_reached:
+            bases.remove_mark(txn, old_collection, old_reached, before.use)
+            forwards = after is not None and collection == old_collection and reached >= old_reached
+            if forwards:
+                bases.note_passed(txn, old_collection, old_reached, reached)
+            else:
+                bases.note_passed(txn, old_collection, old_reached)

@@ -26,7 +26,7 @@ def add(
             return
         if order is Order.NEWER:
             remove(txn, collection, document_id, waiting.version)
-    key = keys.conflict(collection, document_id, revision.version)
+    key = keys.revision(collection, document_id, revision.version)
     record = records.pack_revision(revision, Sequence(0), key)
     txn.raw.put(key, record, db=txn.tables.conflicts)
     blob_uses.note(txn, blob_uses.CONFLICTING, key, revision.body)
@@ -35,22 +35,15 @@ def add(
 
 def of_document(txn: ReadTransaction, collection: int, document_id: DocumentID) -> list[Revision]:
     """The revisions of a document that wait, by version."""
-    prefix = keys.conflicts(collection, document_id)
-    found: list[Revision] = []
-    cursor = txn.raw.cursor(txn.tables.conflicts)
-    if cursor.set_range(prefix):
-        for key, value in cursor:
-            if key[: len(prefix)] != prefix:
-                break
-            found.append(records.unpack_revision(value, key).revision)
-    return found
+    rows = txn.rows(txn.tables.conflicts, keys.of_document(collection, document_id))
+    return [records.unpack_revision(value, key).revision for key, value in rows]
 
 
 def remove(
     txn: WriteTransaction, collection: int, document_id: DocumentID, version: Version
 ) -> None:
     """Let a revision wait no longer; nothing if it does not."""
-    key = keys.conflict(collection, document_id, version)
+    key = keys.revision(collection, document_id, version)
     record = txn.raw.get(key, None, txn.tables.conflicts)
     if record is not None:
         blob_uses.forget(txn, blob_uses.CONFLICTING, key, record)
@@ -63,9 +56,9 @@ def documents(
     """The next documents after this one that have waiting revisions, in ID order."""
     found: list[DocumentID] = []
     prefix = keys.collection(collection)
-    at = prefix if after is None else keys.behind_conflicts(collection, after)
+    at = prefix if after is None else keys.behind_document(collection, after)
     cursor = txn.raw.cursor(txn.tables.conflicts)
     while len(found) < limit and cursor.set_range(at) and cursor.key()[:4] == prefix:
-        found.append(keys.read_conflict(bytes(cursor.key())))
-        at = keys.behind_conflicts(collection, found[-1])
+        found.append(keys.read_revision(bytes(cursor.key())))
+        at = keys.behind_document(collection, found[-1])
     return found

@@ -11,7 +11,7 @@ from trio_p2p.ids import DocumentID, Sequence
 from trio_p2p.model.blob import may_name_blobs
 from trio_p2p.model.document import EMPTY_BODY, Revision, Stored
 from trio_p2p.model.version import Version, VersionVector
-from trio_p2p.store import blob_uses, keys, records
+from trio_p2p.store import bases, blob_uses, keys, records
 from trio_p2p.store.records import Record
 from trio_p2p.store.transaction import ReadTransaction, WriteTransaction
 
@@ -85,13 +85,20 @@ def put_revision(
     state = txn.collection(collection)
     name = document_id.encode()
     key = keys.collection(collection) + name
+    sequence = state.last_sequence = Sequence(state.last_sequence + 1)
     old = raw.get(key, None, tables.documents)
     if old is not None:
         was_deleted, old_sequence = records.unpack_place(old, key)
+        if records.may_name_blobs(old):
+            # It is read again after something was written.
+            old = memoryview(bytes(old))
+        if revision.deleted:
+            bases.drop_all(txn, collection, document_id)
+        elif not was_deleted:
+            bases.keep(txn, key, old, since=old_sequence, until=sequence, by=revision.version)
         blob_uses.forget(txn, blob_uses.CURRENT, key, old)
         raw.delete(keys.change(collection, old_sequence), b"", tables.changes)
         state.count -= not was_deleted
-    sequence = state.last_sequence = Sequence(state.last_sequence + 1)
     state.count += not revision.deleted
     record = records.pack_revision(revision, sequence, key)
     raw.put(key, record, db=tables.documents)

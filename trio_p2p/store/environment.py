@@ -30,7 +30,7 @@ from trio_p2p.store import files, identity, keys, mapping, records, schema
 from trio_p2p.store.blob_files import clear_unfinished
 from trio_p2p.store.deferred import Holder, recover
 from trio_p2p.store.directory import DirectoryLock
-from trio_p2p.store.migrations import MIGRATIONS, migrate
+from trio_p2p.store.migrations import FORMER_TABLES, MIGRATIONS, migrate
 from trio_p2p.store.pages import check_pages
 from trio_p2p.store.records import CollectionState, Identity
 from trio_p2p.store.schema import Tables
@@ -163,7 +163,7 @@ def _open_lmdb(path: Path, size_max: int, sync: bool) -> tuple[lmdb.Environment,
                 sync=sync,
                 metasync=sync,
                 mode=0o644,
-                max_dbs=len(Tables.__slots__),
+                max_dbs=len(Tables.__slots__) + len(FORMER_TABLES),
                 lib_version=0,
             )
         except (lmdb.MemoryError, OverflowError) as exc:
@@ -207,7 +207,7 @@ def _read_environment(
         if version is None:
             _write_new(txn, tables)
         elif version != schema.FORMAT_VERSION:
-            migrate(txn, tables, version)
+            migrate(env, txn, tables, version)
         renewed = identity.is_marked(path)
         if renewed:
             identity.renew(txn, tables)

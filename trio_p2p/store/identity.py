@@ -19,18 +19,22 @@ _RENEW_FILE: Final = "renew"
 
 
 def renew(raw: lmdb.Transaction[Any], tables: Tables) -> Identity:
-    """Take a new identity, and forget what belongs to the old one: checkpoints and peers."""
+    """Take a new identity, and forget what belongs to the old one: checkpoints, peers and bases."""
     identity = Identity(DatabaseID(uuid.uuid4()), SourceID(os.urandom(16)))
     raw.put(schema.META_DATABASE_ID, identity.id.bytes, db=tables.meta)
     raw.put(schema.META_SOURCE_ID, identity.source, db=tables.meta)
     for table in (
-        tables.checkpoint_uses,
-        tables.known,
+        tables.base_ends,
+        tables.bases,
+        tables.forgotten,
+        tables.known_revisions,
         tables.local_checkpoints,
+        tables.marks,
+        tables.passed,
         tables.peer_checkpoints,
         tables.peers_at,
         tables.remotes,
-        tables.seen,
+        tables.uses,
     ):
         raw.drop(table, delete=False)
     return identity

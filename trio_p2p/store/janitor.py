@@ -1,4 +1,7 @@
-"""What is tidied beside the users' work: documents that expire, and what deleted collections held.
+"""What is tidied beside the users' work.
+
+Documents that expire, what deleted collections held, old revisions that no peer has any more, and
+what was known of peers that are forgotten.
 
 Each transaction does a bounded part. What a crash interrupts goes on at the next opening.
 """
@@ -6,13 +9,14 @@ Each transaction does a bounded part. What a crash interrupts goes on at the nex
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from trio_p2p import limits
 from trio_p2p.errors import StoreClosedError, StoreError
-from trio_p2p.store import catalogue, expirations, purging
+from trio_p2p.store import bases, catalogue, expirations, purging, remotes
 from trio_p2p.store.transaction import ReadTransaction, WriteTransaction
 
 if TYPE_CHECKING:
@@ -53,8 +57,13 @@ class Janitor:
             with self._engine.read() as txn:
                 is_busy = _is_busy(txn)
             if not is_busy:
-                return
+                break
             await self._engine.write(_tidy_some)
+        looked_at: bytes | None = b""
+        while looked_at is not None:
+            looked_at = await self._engine.write(
+                partial(bases.drop_some_unneeded, after=looked_at, limit=limits.TIDY_RECORDS)
+            )
 
     async def _tidy(self) -> None:
         """Do the next part of what is to be done, or wait until there is any."""
@@ -75,9 +84,16 @@ class Janitor:
 
 
 def _is_busy(txn: ReadTransaction) -> bool:
-    return catalogue.is_any_dropped(txn) or expirations.is_any_due(txn)
+    return (
+        catalogue.is_any_dropped(txn)
+        or expirations.is_any_due(txn)
+        or bases.is_any_passed(txn)
+        or remotes.is_any_forgotten(txn)
+    )
 
 
 def _tidy_some(txn: WriteTransaction) -> None:
     catalogue.erase(txn, limits.TIDY_RECORDS)
     purging.purge_due(txn, limits.TIDY_RECORDS)
+    bases.drop_passed(txn, limits.TIDY_RECORDS)
+    remotes.erase_forgotten(txn, limits.TIDY_RECORDS)

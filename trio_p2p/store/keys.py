@@ -12,7 +12,7 @@ import struct
 from typing import Final
 
 from trio_p2p import limits
-from trio_p2p.ids import DocumentID
+from trio_p2p.ids import DocumentID, Sequence
 from trio_p2p.model.version import Version
 
 # LMDB's limit, compiled in. Every key built here stays below it.
@@ -20,25 +20,26 @@ KEY_BYTES_MAX: Final = 511
 _VERSION_BYTES: Final = 24
 _SEQUENCE_MAX: Final = 2**64 - 1
 _SHA1_BYTES: Final = 20
-assert _SHA1_BYTES + 1 + 4 + limits.DOCUMENT_ID_BYTES_MAX + 1 + _VERSION_BYTES <= KEY_BYTES_MAX
+assert _SHA1_BYTES + 1 + 4 + limits.DOCUMENT_ID_BYTES_MAX + 1 + _VERSION_BYTES + 8 <= KEY_BYTES_MAX
 
 _collection = struct.Struct(">I")
 _sequence = struct.Struct(">IQ")
-_known = struct.Struct(">II")
+_mark = struct.Struct(">IQQ")
 _expiring = struct.Struct(">QI")
 _number = struct.Struct(">Q")
+_use = struct.Struct(">BQ")
 
 collection = _collection.pack
 """The key of a collection, and what the keys of all its documents begin with."""
 
 read_collection = _collection.unpack
-known_prefix = _collection.pack
-"""What the keys of all that a remote is known to have begin with."""
-
 change = _sequence.pack
 """The key of a change: collection and sequence."""
 
 read_change = _sequence.unpack
+mark = _mark.pack
+"""The key of a peer's mark: collection, sequence, and the use of its checkpoint."""
+
 number = _number.pack
 read_number = _number.unpack
 
@@ -59,19 +60,64 @@ def read_expiring(key: memoryview) -> tuple[int, int, DocumentID]:
     return when_us, collection, DocumentID(str(key[_expiring.size :], "utf-8"))
 
 
-def known(remote: int, collection: int, document_id: DocumentID) -> bytes:
+def of_document(collection: int, document_id: DocumentID) -> bytes:
+    """What keys begin with where a document may have several records."""
+    return of_document_at(document(collection, document_id))
+
+
+def of_document_at(document_key: bytes) -> bytes:
+    """As `of_document`, from the key of the document."""
+    return document_key + b"\0"
+
+
+def revision(collection: int, document_id: DocumentID, version: Version) -> bytes:
+    """The key of one of several revisions of a document."""
+    return of_document(collection, document_id) + version.to_bytes()
+
+
+def base(prefix: bytes, version: bytes, until: int) -> bytes:
+    """The key of a base, behind `of_document`: its version, and which sequence took its place."""
+    return prefix + version + number(until)
+
+
+def read_base(key: memoryview) -> tuple[DocumentID, Sequence]:
+    """The document ID in the key of a base, and the sequence that took the base's place."""
+    name = str(key[_collection.size : -_VERSION_BYTES - _number.size - 1], "utf-8")
+    return DocumentID(name), Sequence(_number.unpack(key[-_number.size :])[0])
+
+
+def known_revision(collection: int, document_id: DocumentID, remote: int) -> bytes:
     """The key of what a remote is known to have of a document."""
-    return _known.pack(remote, collection) + document_id.encode()
+    return of_document(collection, document_id) + _collection.pack(remote)
 
 
-def conflicts(collection: int, document_id: DocumentID) -> bytes:
-    """What the keys of all conflicting revisions of a document begin with."""
-    return _collection.pack(collection) + document_id.encode() + b"\0"
+def read_known_revision(key: bytes) -> tuple[int, DocumentID]:
+    """The collection and document ID in the key of what a remote is known to have."""
+    name = key[_collection.size : -_collection.size - 1]
+    return _collection.unpack_from(key)[0], DocumentID(name.decode())
 
 
-def conflict(collection: int, document_id: DocumentID, version: Version) -> bytes:
-    """The key of one conflicting revision of a document."""
-    return conflicts(collection, document_id) + version.to_bytes()
+def read_remote(known_revision_key: memoryview) -> int:
+    """The number of the remote in the key of what it is known to have."""
+    remote: int = _collection.unpack(known_revision_key[-_collection.size :])[0]
+    return remote
+
+
+def read_mark(key: memoryview) -> tuple[int, int]:
+    """The collection and sequence in the key of a mark."""
+    collection, sequence, _ = _mark.unpack(key)
+    return collection, sequence
+
+
+def use(sign: int, number: int) -> bytes:
+    """The key of a use of an entry, behind the sign of its table."""
+    return _use.pack(sign, number)
+
+
+def read_use(key: memoryview) -> int:
+    """The number in the key of a use."""
+    number: int = _use.unpack(key)[1]
+    return number
 
 
 def blob_use(sha1: bytes, place: bytes, key: bytes) -> bytes:
@@ -84,14 +130,14 @@ def read_document(key: memoryview) -> DocumentID:
     return DocumentID(str(key[_collection.size :], "utf-8"))
 
 
-def read_conflict(key: bytes) -> DocumentID:
-    """The document ID in the key of a conflicting revision."""
+def read_revision(key: bytes) -> DocumentID:
+    """The document ID in the key of one of several revisions."""
     return DocumentID(key[_collection.size : -_VERSION_BYTES - 1].decode())
 
 
-def behind_conflicts(collection: int, document_id: DocumentID) -> bytes:
-    """A bound behind all conflicting revisions of a document, before those of any other."""
-    return _collection.pack(collection) + document_id.encode() + b"\x01"
+def behind_document(collection: int, document_id: DocumentID) -> bytes:
+    """A bound behind all records of a document that has several, before those of any other."""
+    return document(collection, document_id) + b"\x01"
 
 
 def bound(collection: int, text: str) -> bytes:

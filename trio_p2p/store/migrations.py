@@ -13,27 +13,51 @@ from typing import Any, Final
 
 import lmdb
 
-from trio_p2p.store import keys, schema
+from trio_p2p.store import checkpoints, keys, recent, records, remotes, schema
+from trio_p2p.store.recent import Entry
+from trio_p2p.store.records import LocalCheckpoint
 from trio_p2p.store.schema import Tables
 
-Migration = Callable[["lmdb.Transaction[Any]", Tables], None]
+Migration = Callable[["lmdb.Environment", "lmdb.Transaction[Any]", Tables], None]
+
+# A peer's checkpoint in format 2, before its body: use, and how often it was set.
+_PEER_CHECKPOINT_2: Final = struct.Struct(">QI")
+# A revision in format 2, before its vector: of what follows it, the lengths of the first parts.
+_REVISION_2: Final = struct.Struct(">BQII")
+
+FORMER_TABLES: Final = ("checkpoint_uses", "known")
+"""Tables of earlier formats, which migrations open beside those of the present one."""
 
 
-def migrate(txn: lmdb.Transaction[Any], tables: Tables, version: int) -> None:
+def migrate(
+    env: lmdb.Environment, txn: lmdb.Transaction[Any], tables: Tables, version: int
+) -> None:
     """Bring a database from a format version of `MIGRATIONS` to the present one."""
     for step in range(version, schema.FORMAT_VERSION):
-        MIGRATIONS[step](txn, tables)
+        MIGRATIONS[step](env, txn, tables)
     txn.put(schema.META_FORMAT, keys.number(schema.FORMAT_VERSION), db=tables.meta)
 
 
-def _number_for_good(txn: lmdb.Transaction[Any], tables: Tables) -> None:
+# --- 1 to 2 --------------------------------------------------------------------------------------
+
+
+def _number_for_good(env: lmdb.Environment, txn: lmdb.Transaction[Any], tables: Tables) -> None:
     """Numbers came from counting rows; since rows may go, the last ones given are kept."""
     collections = txn.cursor(tables.collections)
     last = keys.read_collection(collections.key())[0] if collections.last() else 0
-    remotes = txn.stat(tables.remotes)["entries"]
+    last_remote = txn.stat(tables.remotes)["entries"]
     txn.put(schema.META_LAST_COLLECTION, keys.number(last), db=tables.meta)
-    txn.put(schema.META_LAST_REMOTE, keys.number(remotes), db=tables.meta)
+    txn.put(schema.META_LAST_REMOTE, keys.number(last_remote), db=tables.meta)
     txn.put(schema.META_SEQUENCE_FLOOR, keys.number(0), db=tables.meta)
+
+
+# --- 2 to 3 --------------------------------------------------------------------------------------
+
+
+def _from_2(env: lmdb.Environment, txn: lmdb.Transaction[Any], tables: Tables) -> None:
+    _add_checksums(txn, tables)
+    _sort_known_by_document(env, txn, tables)
+    _note_uses(env, txn, tables)
 
 
 def _add_checksums(txn: lmdb.Transaction[Any], tables: Tables) -> None:
@@ -45,9 +69,8 @@ def _add_checksums(txn: lmdb.Transaction[Any], tables: Tables) -> None:
 
 
 def _sum_revision(raw: bytes, key: bytes) -> bytes:
-    header = struct.Struct(">BQII")
-    _, _, vector_bytes, tree_bytes = header.unpack_from(raw)
-    body_at = header.size + vector_bytes + tree_bytes
+    _, _, vector_bytes, tree_bytes = _REVISION_2.unpack_from(raw)
+    body_at = _REVISION_2.size + vector_bytes + tree_bytes
     key_sum = zlib.crc32(key)
     return _sum(_sum(raw[:body_at], key_sum) + raw[body_at:], key_sum)
 
@@ -68,5 +91,42 @@ def _rewrite(
         is_there = cursor.set_range(key + b"\0")
 
 
-MIGRATIONS: Final[Mapping[int, Migration]] = {1: _number_for_good, 2: _add_checksums}
+def _sort_known_by_document(
+    env: lmdb.Environment, txn: lmdb.Transaction[Any], tables: Tables
+) -> None:
+    """What peers have stood in order of peer, collection, document; now the peer comes last."""
+    former = env.open_db(b"known", txn=txn)
+    for key, value in txn.cursor(former):
+        remote, document_key = key[:4], key[4:]
+        txn.put(keys.of_document_at(document_key) + remote, value, db=tables.known_revisions)
+    txn.drop(former)
+
+
+def _note_uses(env: lmdb.Environment, txn: lmdb.Transaction[Any], tables: Tables) -> None:
+    """Of the tables that are of bounded size now, one alone told when each entry was put."""
+    former = env.open_db(b"checkpoint_uses", txn=txn)
+    order = [key for _, key in txn.cursor(former)]
+    txn.drop(former)
+    for use, key in enumerate(order, 1):
+        former_record = bytes(txn.get(key, b"", tables.peer_checkpoints))
+        _, generation = _PEER_CHECKPOINT_2.unpack_from(former_record)
+        body = former_record[_PEER_CHECKPOINT_2.size :]
+        content = records.pack_peer_checkpoint(generation, 0, 0, body)
+        recent.place(txn, tables, checkpoints.PEERS, Entry(key, use, content))
+    # Which peer a checkpoint of ours is shared with was not told.
+    for table, convert in (
+        (checkpoints.LOCAL, _add_peer),
+        (remotes.REMOTES, bytes),
+        (remotes.PEERS_AT, bytes),
+    ):
+        rows = list(txn.cursor(table.handle(tables)))
+        for use, (key, content) in enumerate(rows, 1):
+            recent.place(txn, tables, table, Entry(key, use, convert(content)))
+
+
+def _add_peer(body: bytes) -> bytes:
+    return records.pack_local_checkpoint(LocalCheckpoint(0, 0, body))
+
+
+MIGRATIONS: Final[Mapping[int, Migration]] = {1: _number_for_good, 2: _from_2}
 """By the version each starts from."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trio_p2p.ids import DocumentID
-from trio_p2p.store import blob_uses, conflicts, expirations, keys, records, remotes
+from trio_p2p.store import bases, blob_uses, conflicts, expirations, keys, records, remotes
 from trio_p2p.store.transaction import WriteTransaction
 
 
@@ -25,6 +25,7 @@ def purge(txn: WriteTransaction, collection: int, document_id: DocumentID) -> bo
     state.count -= not deleted
     for waiting in conflicts.of_document(txn, collection, document_id):
         conflicts.remove(txn, collection, document_id, waiting.version)
+    bases.drop_all(txn, collection, document_id)
     remotes.forget_document(txn, collection, document_id)
     expirations.remove(txn, collection, document_id)
     return True

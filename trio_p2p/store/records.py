@@ -19,7 +19,13 @@ from trio_p2p.errors import StoreCorruptError
 from trio_p2p.ids import DatabaseID, DocumentID, Sequence, SourceID
 from trio_p2p.model import blob
 from trio_p2p.model.document import EMPTY_BODY, Revision, Stored
-from trio_p2p.model.version import RevisionID, TreeRevisionID, Version, VersionVector
+from trio_p2p.model.version import (
+    TREE_SOURCE,
+    RevisionID,
+    TreeRevisionID,
+    Version,
+    VersionVector,
+)
 
 # Flags of a revision record; the first one is also a change row's.
 _DELETED: Final = 1
@@ -41,7 +47,12 @@ _VERSION_CHANGE: Final = struct.Struct(">BIBQ16s")
 _SINGLE: Final = struct.Struct(">HQ16s")
 _SINGLE_HEADER: Final = struct.Struct(">BQIIHQ16s")
 _COLLECTION: Final = struct.Struct(">QQ")
-_PEER_CHECKPOINT: Final = struct.Struct(">QI")
+# Where the current version stands in a revision record, whatever follows it.
+_CURRENT: Final = slice(_HEADER.size + 2, _SINGLE_HEADER.size)
+# A peer's checkpoint, before its body: how often it was set, collection, sequence reached in it.
+_PEER_CHECKPOINT: Final = struct.Struct(">IIQ")
+# A checkpoint of ours, before its body: the number of the peer it is shared with, and `seen`.
+_LOCAL_CHECKPOINT: Final = struct.Struct(">QQ")
 
 
 class Record:
@@ -96,6 +107,16 @@ class Identity(NamedTuple):
     source: SourceID
 
 
+class LocalCheckpoint(NamedTuple):
+    """A checkpoint of ours as it stands on the wire; of which peer (0: unknown), and what of its
+    revisions it had when it stored it: those that we had stored up to the sequence `seen`.
+    """
+
+    remote: int
+    seen: int
+    body: bytes
+
+
 @dataclass(slots=True)
 class CollectionState:
     """A collection's name, the last sequence given in it, and how many live documents it has."""
@@ -138,12 +159,12 @@ def unpack_revision(raw: memoryview, key: bytes | memoryview, *, with_body: bool
     return _unpack(raw, with_body=with_body)
 
 
-def may_name_blobs(raw: memoryview) -> bool:
+def may_name_blobs(raw: memoryview | bytes) -> bool:
     """Whether the body in a revision record may name any blob, without reading it."""
     return raw[0] & _MAY_NAME_BLOBS != 0
 
 
-def unpack_place(raw: memoryview, key: bytes) -> tuple[bool, Sequence]:
+def unpack_place(raw: memoryview, key: bytes | memoryview) -> tuple[bool, Sequence]:
     """Whether a revision record is a tombstone, and its sequence. Raises StoreCorruptError."""
     _check_head(raw, key)
     return _place(raw)
@@ -203,6 +224,28 @@ def _body_at(raw: memoryview | bytes) -> int:
 
 def _damaged(raw: memoryview | bytes) -> StoreCorruptError:
     return StoreCorruptError("a record is damaged: restore a backup", bytes=len(raw))
+
+
+def current_version(raw: memoryview) -> bytes:
+    """The current version in a revision record, as its 24 bytes."""
+    return bytes(raw[_CURRENT])
+
+
+def current_id(raw: memoryview) -> bytes:
+    """The revision ID in a revision record, as `pack_revision_id` writes it."""
+    version = current_version(raw)
+    _, _, vector_bytes, tree_bytes = _HEADER.unpack_from(raw)
+    if tree_bytes and version[8:] == TREE_SOURCE:
+        tree_at = _HEADER.size + vector_bytes
+        return bytes(raw[tree_at : tree_at + 1 + raw[tree_at]])
+    return b"\0" + version
+
+
+def under_key(raw: memoryview, key: bytes) -> bytes:
+    """A revision record whose head was checked, for another key; the body is not looked at."""
+    body_at = _body_at(raw)
+    head = bytes(raw[: body_at - _CHECKSUM.size])
+    return b"".join((head, _checksum(head, key), raw[body_at:]))
 
 
 def pack_change(revision: Revision, document_id: bytes, key: bytes) -> bytes:
@@ -283,12 +326,25 @@ def unpack_collection(raw: bytes, key: bytes) -> CollectionState:
     return CollectionState(name.decode(), last_sequence, count)
 
 
-def pack_peer_checkpoint(use: int, generation: int, body: bytes) -> bytes:
-    """A checkpoint kept for a peer: when it was used, how often it was set, and what it is."""
-    return _PEER_CHECKPOINT.pack(use, generation) + body
+def pack_peer_checkpoint(generation: int, collection: int, reached: int, body: bytes) -> bytes:
+    """A checkpoint kept for a peer: how often it was set, how far that peer has come in a
+    collection (both 0 if that is not known), and what it is.
+    """
+    return _PEER_CHECKPOINT.pack(generation, collection, reached) + body
 
 
-def unpack_peer_checkpoint(raw: memoryview) -> tuple[int, int, bytes]:
+def unpack_peer_checkpoint(raw: bytes) -> tuple[int, int, Sequence, bytes]:
     """Read what `pack_peer_checkpoint` wrote."""
-    use, generation = _PEER_CHECKPOINT.unpack_from(raw)
-    return use, generation, bytes(raw[_PEER_CHECKPOINT.size :])
+    generation, collection, reached = _PEER_CHECKPOINT.unpack_from(raw)
+    return generation, collection, Sequence(reached), raw[_PEER_CHECKPOINT.size :]
+
+
+def pack_local_checkpoint(checkpoint: LocalCheckpoint) -> bytes:
+    """A checkpoint of ours."""
+    return _LOCAL_CHECKPOINT.pack(checkpoint.remote, checkpoint.seen) + checkpoint.body
+
+
+def unpack_local_checkpoint(raw: bytes) -> LocalCheckpoint:
+    """Read what `pack_local_checkpoint` wrote."""
+    remote, seen = _LOCAL_CHECKPOINT.unpack_from(raw)
+    return LocalCheckpoint(remote, seen, raw[_LOCAL_CHECKPOINT.size :])

@@ -44,22 +44,26 @@ class Tables:
     """Handles of the named databases; each name is the attribute's."""
 
     __slots__ = (
+        "base_ends",
+        "bases",
         "blob_uses",
         "changes",
-        "checkpoint_uses",
         "collections",
         "conflicts",
         "documents",
         "dropped",
         "expirations",
         "expiring",
-        "known",
+        "forgotten",
+        "known_revisions",
         "local_checkpoints",
+        "marks",
         "meta",
+        "passed",
         "peer_checkpoints",
         "peers_at",
         "remotes",
-        "seen",
+        "uses",
     )
 
     meta: lmdb._Database
@@ -67,17 +71,21 @@ class Tables:
     documents: lmdb._Database
     changes: lmdb._Database
     conflicts: lmdb._Database
+    bases: lmdb._Database
+    base_ends: lmdb._Database
+    marks: lmdb._Database
+    passed: lmdb._Database
     blob_uses: lmdb._Database
     dropped: lmdb._Database
     expirations: lmdb._Database
     expiring: lmdb._Database
     remotes: lmdb._Database
-    known: lmdb._Database
+    known_revisions: lmdb._Database
+    forgotten: lmdb._Database
     peers_at: lmdb._Database
     local_checkpoints: lmdb._Database
     peer_checkpoints: lmdb._Database
-    checkpoint_uses: lmdb._Database
-    seen: lmdb._Database
+    uses: lmdb._Database
 
     def bytes_used(self, txn: lmdb.Transaction[Any]) -> int:
         """The pages of all named databases, and of the one that lists them, in bytes.

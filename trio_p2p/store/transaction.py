@@ -8,10 +8,10 @@ transaction belongs to the thread that began it.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 import lmdb
 
@@ -31,6 +31,14 @@ from trio_p2p.store.records import CollectionState, Identity
 from trio_p2p.store.schema import Tables
 
 
+class PeerFacts(NamedTuple):
+    """Whether any peer is known to have any revision, and the last mark in a collection."""
+
+    collection: int
+    is_any_known: bool
+    last_mark: int
+
+
 class ReadTransaction:
     """One snapshot, as a context manager; `raw` gives memoryviews that die with it."""
 
@@ -43,6 +51,16 @@ class ReadTransaction:
         self.tables = tables
         self.now_ns = now_ns
         """Reads the wall clock: nanoseconds since 1970."""
+
+    def rows(self, table: lmdb._Database, prefix: bytes) -> Iterator[tuple[memoryview, memoryview]]:
+        """The keys that begin with a prefix, with their records; they must not change meanwhile."""
+        cursor = self.raw.cursor(table)
+        if cursor.set_range(prefix):
+            length = len(prefix)
+            for key, value in cursor:
+                if key[:length] != prefix:
+                    break
+                yield key, value
 
     def __enter__(self) -> Self:
         return self
@@ -63,7 +81,7 @@ class ReadTransaction:
 class WriteTransaction(ReadTransaction):
     """What a job may change. Counters and records alike vanish if the job raises."""
 
-    __slots__ = ("blob_files", "changed", "clock", "collections", "grew", "identity")
+    __slots__ = ("blob_files", "changed", "clock", "collections", "grew", "identity", "peers")
 
     def __init__(
         self,
@@ -85,6 +103,8 @@ class WriteTransaction(ReadTransaction):
         self.changed: dict[int, CollectionState | None] = {}
         self.grew = 0
         """By how many bytes at most, of what the size limit may refuse."""
+        self.peers: PeerFacts | None = None
+        """What `bases` found out about peers and asks again with every put."""
 
     @property
     def source(self) -> SourceID:

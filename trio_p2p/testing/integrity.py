@@ -12,11 +12,12 @@ from collections.abc import Iterator
 
 import lmdb
 
+from trio_p2p import limits
 from trio_p2p.ids import DocumentID, Sequence
 from trio_p2p.model import blob
 from trio_p2p.model.codec import check_body
 from trio_p2p.model.document import EMPTY_BODY, Stored
-from trio_p2p.store import blob_uses, keys, records, schema
+from trio_p2p.store import blob_uses, checkpoints, keys, recent, records, remotes, schema
 from trio_p2p.store.blob_files import BlobFiles
 from trio_p2p.store.engine import Engine
 from trio_p2p.store.records import CollectionState
@@ -51,7 +52,9 @@ class _Check:
         self._blob_files = blob_files
         self._documents = dict(self._read_documents())
         self._dropped = {keys.read_collection(key)[0] for key, _ in self._rows("dropped")}
-        self._remotes = {keys.read_number(value)[0] for _, value in self._rows("remotes")}
+        self._remotes = {
+            keys.read_number(entry.content)[0] for entry in recent.entries(txn, remotes.REMOTES)
+        }
 
     def all(self) -> None:
         self._check_collections()
@@ -59,6 +62,7 @@ class _Check:
         self._check_revisions()
         self._check_expirations()
         self._check_conflicts()
+        self._check_bases()
         self._check_blobs()
         self._check_peers()
         self._check_counters()
@@ -133,11 +137,41 @@ class _Check:
 
     def _check_conflicts(self) -> None:
         for key, value in self._rows("conflicts"):
-            number, name = keys.read_collection(key[:4])[0], keys.read_conflict(bytes(key))
+            number, name = keys.read_collection(key[:4])[0], keys.read_revision(bytes(key))
             revision, sequence = records.unpack_revision(value, key)
-            assert keys.conflict(number, name, revision.version) == key
+            assert keys.revision(number, name, revision.version) == key
             assert sequence == 0
             assert (number, name) in self._documents or number in self._dropped, name
+
+    def _check_bases(self) -> None:
+        """The current revision includes each; what ended those that marks need is told twice."""
+        ends = {bytes(key): bytes(value) for key, value in self._rows("base_ends")}
+        told = {}
+        counts: Counter[Name] = Counter()
+        for key, value in self._rows("bases"):
+            number, (name, until) = keys.read_collection(key[:4])[0], keys.read_base(key)
+            revision, sequence = records.unpack_revision(value, key)
+            prefix = keys.of_document(number, name)
+            assert keys.base(prefix, revision.version.to_bytes(), until) == key
+            assert not revision.deleted, name
+            if until:
+                assert sequence < until, (name, sequence, until)
+                told[keys.change(number, until)] = name.encode()
+            if number in self._dropped:
+                continue
+            counts[number, name] += 1
+            current, stored_under = self._documents[number, name]
+            assert current.has(revision.id), (name, revision, current)
+            assert current.version != revision.version, (name, revision)
+            assert until <= stored_under, (name, until, stored_under)
+        assert {key: name for key, name in ends.items() if self._is_kept(key)} == {
+            key: name for key, name in told.items() if self._is_kept(key)
+        }
+        assert all(count <= limits.BASES_PER_DOCUMENT_MAX for count in counts.values()), counts
+
+    def _is_kept(self, key: bytes) -> bool:
+        """Whether the key is of a collection that is not being erased."""
+        return keys.read_collection(key[:4])[0] not in self._dropped
 
     def _check_blobs(self) -> None:
         """Each revision that names a blob has a row for that, and the file is there, whole."""
@@ -145,6 +179,7 @@ class _Check:
         for table, place in (
             ("documents", blob_uses.CURRENT),
             ("conflicts", blob_uses.CONFLICTING),
+            ("bases", blob_uses.KEPT),
         ):
             for key, value in self._rows(table):
                 for sha1 in blob.digests(records.unpack_revision(value, key).revision.body):
@@ -152,23 +187,35 @@ class _Check:
                     uses.add(keys.blob_use(sha1, place, bytes(key)))
                     digests.add(sha1)
         rows = {bytes(key) for key, _ in self._rows("blob_uses")}
-        places = (blob_uses.CURRENT, blob_uses.CONFLICTING)
+        places = (blob_uses.CURRENT, blob_uses.CONFLICTING, blob_uses.KEPT)
         assert {row for row in rows if row[_SHA1_BYTES : _SHA1_BYTES + 1] in places} == uses
         for sha1 in digests:
             content = self._blob_files.path(sha1).read_bytes()
             assert hashlib.sha1(content, usedforsecurity=False).digest() == sha1, sha1.hex()
 
     def _check_peers(self) -> None:
-        for key, value in self._rows("known"):
-            remote = keys.read_collection(key[:4])[0]
-            assert remote in self._remotes, remote
+        forgotten = {keys.read_number(key)[0] for key, _ in self._rows("forgotten")}
+        assert not forgotten & self._remotes, (forgotten, self._remotes)
+        for key, value in self._rows("known_revisions"):
+            remote = keys.read_remote(key)
+            assert remote in self._remotes | forgotten, remote
             records.unpack_revision_id(bytes(value))
-        uses = {bytes(key): bytes(value) for key, value in self._rows("checkpoint_uses")}
+        uses = {bytes(key): bytes(value) for key, value in self._rows("uses")}
+        bounded = (checkpoints.LOCAL, checkpoints.PEERS, remotes.REMOTES, remotes.PEERS_AT)
         told = {
-            keys.number(records.unpack_peer_checkpoint(value)[0]): bytes(key)
-            for key, value in self._rows("peer_checkpoints")
+            keys.use(table.sign, entry.use): entry.key
+            for table in bounded
+            for entry in recent.entries(self._txn, table)
         }
         assert uses == told
+        marks = {bytes(key) for key, _ in self._rows("marks")}
+        for entry in recent.entries(self._txn, checkpoints.PEERS):
+            _, number, reached, _ = records.unpack_peer_checkpoint(entry.content)
+            if reached and number not in self._dropped:
+                mark = keys.mark(number, reached, entry.use)
+                assert mark in marks, (entry.key, number, reached)
+                marks.remove(mark)
+        assert not any(map(self._is_kept, marks)), marks
 
     def _check_counters(self) -> None:
         """No number that was given is given again."""

@@ -315,7 +315,7 @@ async def test_a_push_goes_on_after_its_acknowledgement_was_lost(here, there):
     """The peer's revision is an ancestor of ours, though nothing here says that it has it."""
     await put(here, "a", x=1)
     await sync(here, there, pull=False)
-    await here.engine.write(lambda txn: txn.raw.drop(txn.tables.known, delete=False))
+    await here.engine.write(lambda txn: txn.raw.drop(txn.tables.known_revisions, delete=False))
     await put(here, "a", x=2)
     assert counts(await sync(here, there, pull=False)) == (1, 1, 0, 0)
     assert bodies(there) == {"a": {"x": 2}}

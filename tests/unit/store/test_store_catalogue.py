@@ -11,7 +11,7 @@ from trio.testing import wait_all_tasks_blocked
 from trio_p2p import limits
 from trio_p2p.errors import CollectionNotFoundError, ConfigurationError, StoreClosedError
 from trio_p2p.model.version import Version
-from trio_p2p.store import checkpoints, conflicts, janitor, remotes
+from trio_p2p.store import checkpoints, conflicts, documents, janitor, remotes
 from trio_p2p.testing.databases import open_test_database
 
 LATER = datetime(2100, 1, 1, tzinfo=UTC)
@@ -20,8 +20,9 @@ LATER = datetime(2100, 1, 1, tzinfo=UTC)
 def rows(engine, number):
     """How many records are left of a collection."""
     prefix = number.to_bytes(4, "big")
-    places = {"documents": 0, "changes": 0, "conflicts": 0, "expirations": 0, "expiring": 8}
-    places |= {"known": 4, "dropped": 0, "collections": 0}
+    tables = ("documents", "changes", "conflicts", "bases", "base_ends", "marks", "passed")
+    tables += ("known_revisions", "expirations", "dropped", "collections")
+    places = dict.fromkeys(tables, 0) | {"expiring": 8}
     with engine.read() as txn:
         return sum(
             key[at : at + 4] == prefix
@@ -47,7 +48,12 @@ async def fill(db, collection, revision):
                 known = Version(1, b"x" * 16)
                 remote = remotes.number(txn, peer)
                 remotes.set_known(txn, remote, collection.number, name, known)
+        for name in ("d14", "d15"):
+            version = documents.head(txn, collection.number, name).revision.version
+            remotes.set_known(txn, remote, collection.number, name, version)
         conflicts.add(txn, collection.number, "d1", revision(1))
+        for name in ("d14", "d15", "d16"):
+            documents.edit(txn, collection.number, name, b"\xa0")
 
     await db.engine.write(job)
     return rows(db.engine, collection.number) - before
@@ -121,6 +127,28 @@ async def test_everything_of_it_is_erased_and_nothing_else(db, revision, monkeyp
     await wait_all_tasks_blocked()
     assert rows(db.engine, notes.number) == 0
     assert [rows(db.engine, collection.number) for collection in (kept, last)] == left
+
+
+async def test_what_was_kept_for_peers_that_pull_is_erased(db, monkeypatch):
+    monkeypatch.setattr(limits, "TIDY_RECORDS", 2)
+    notes = await db.create_collection("notes")
+
+    def checkpoint(client, expected, reached):
+        where = {"collection": notes.number, "reached": reached}
+        return lambda txn: checkpoints.set_peer(txn, client, expected, b"{}", **where)
+
+    for number in range(8):
+        await notes.put(f"d{number}", {})
+    await db.engine.write(checkpoint("one", "", 4))
+    await db.engine.write(checkpoint("two", "", 8))
+    for number in range(8):
+        await notes.put(f"d{number}", {"again": True})
+    with db.engine.read() as txn:
+        for table in (txn.tables.marks, txn.tables.bases, txn.tables.base_ends):
+            assert txn.raw.stat(table)["entries"] > 0
+    await db.delete_collection("notes")
+    await wait_all_tasks_blocked()
+    assert rows(db.engine, notes.number) == 0
 
 
 async def test_no_transaction_grows_with_the_collection(db, revision, monkeypatch):

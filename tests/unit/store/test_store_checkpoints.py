@@ -34,6 +34,21 @@ async def test_our_own_checkpoint_is_kept_by_id(engine):
         assert checkpoints.local(txn, "cp-other") is None
 
 
+async def test_what_the_peer_had_is_kept_with_the_checkpoint(engine):
+    await engine.write(lambda txn: checkpoints.set_local(txn, "a", b"{}", remote=1, seen=7))
+    with engine.read() as txn:
+        assert checkpoints.seen(txn, "a") == 7
+        assert checkpoints.seen(txn, "b") == 0
+
+
+async def test_of_our_own_the_one_that_was_kept_least_recently_gives_way(engine, monkeypatch):
+    monkeypatch.setattr(limits, "LOCAL_CHECKPOINTS_MAX", 2)
+    for name in ("a", "b", "a", "c"):
+        await engine.write(lambda txn, name=name: checkpoints.set_local(txn, name, b"{}"))
+    with engine.read() as txn:
+        assert [checkpoints.local(txn, name) for name in "abc"] == [b"{}", None, b"{}"]
+
+
 async def test_the_checkpoint_of_a_peer_counts_its_revisions(set_peer, peer):
     assert peer("ann") is None
     assert await set_peer("ann", "", b"1") == "1-cc"

@@ -61,12 +61,27 @@ def test_only_keys_that_begin_with_a_prefix_lie_between_it_and_its_end(collectio
 
 
 @given(numbers, document_ids(), versions, document_ids(), versions)
-def test_conflicts_of_a_document_lie_together(collection, one, version, other, other_version):
-    key = keys.conflict(collection, other, other_version)
-    mine = key.startswith(keys.conflicts(collection, one))
-    between = keys.conflicts(collection, one) <= key < keys.behind_conflicts(collection, one)
+def test_several_revisions_of_a_document_lie_together(
+    collection, one, version, other, other_version
+):
+    key = keys.revision(collection, other, other_version)
+    mine = key.startswith(keys.of_document(collection, one))
+    between = keys.of_document(collection, one) <= key < keys.behind_document(collection, one)
     assert mine == between == (one == other)
-    assert keys.read_conflict(keys.conflict(collection, one, version)) == one
+    assert keys.read_revision(keys.revision(collection, one, version)) == one
+
+
+@given(numbers, document_ids(), numbers, document_ids())
+def test_what_peers_have_of_a_document_lies_together(collection, one, remote, other):
+    key = keys.known_revision(collection, other, remote)
+    assert key.startswith(keys.of_document(collection, one)) == (one == other)
+    assert keys.read_known_revision(key) == (collection, other)
+    assert keys.read_remote(memoryview(key)) == remote
+
+
+@given(st.tuples(numbers, sequences, sequences), st.tuples(numbers, sequences))
+def test_marks_lie_behind_the_changes_they_have_come_to(mark, change):
+    assert (keys.mark(*mark) >= keys.change(*change)) == (mark[:2] >= change)
 
 
 @given(any_text, any_text)
@@ -84,8 +99,8 @@ def test_the_longest_document_id_fits_into_every_key():
     version = Version(1, b"s" * 16)
     for key in (
         keys.document(1, longest),
-        keys.known(1, 1, longest),
-        keys.conflict(1, longest, version),
+        keys.known_revision(1, longest, 1),
+        keys.revision(1, longest, version),
         keys.bound(1, "é" * 1000),
     ):
         assert len(key) <= keys.KEY_BYTES_MAX

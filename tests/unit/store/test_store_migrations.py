@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from trio_p2p import limits
 from trio_p2p.errors import StoreFormatError
 from trio_p2p.ids import SourceID
 from trio_p2p.model.version import Version
@@ -47,6 +48,29 @@ async def test_a_database_of_format_1_is_read_whole(old):
             assert remotes.peer_at(txn, "ws://x/y") == "peer two"
             assert checkpoints.local(txn, "cp-1") == b'{"local":3}'
             assert checkpoints.peer(txn, "client").body == b'{"remote":1}'
+            assert txn.raw.get(b"known") is txn.raw.get(b"checkpoint_uses") is None
+
+
+async def test_what_was_kept_in_format_1_takes_part_in_what_is_bounded_now(old, monkeypatch):
+    async with open_test_database(old, clock=lambda: NOW) as db:
+        for name in ("REMOTES_MAX", "TARGETS_MAX", "LOCAL_CHECKPOINTS_MAX", "PEER_CHECKPOINTS_MAX"):
+            monkeypatch.setattr(limits, name, 1)
+
+        def job(txn):
+            remotes.number(txn, "peer three")
+            remotes.set_peer_at(txn, "ws://new", "peer three")
+            checkpoints.set_local(txn, "cp-2", b"{}")
+            checkpoints.set_peer(txn, "client", checkpoints.peer(txn, "client").revision, b"2")
+            checkpoints.set_peer(txn, "other", "", b"3")
+
+        await db.engine.write(job)
+        with db.engine.read() as txn:
+            assert remotes.find(txn, "peer one") is None
+            assert remotes.find(txn, "peer three") == 3
+            assert remotes.peer_at(txn, "ws://x/y") is None
+            assert checkpoints.local(txn, "cp-1") is None
+            assert checkpoints.peer(txn, "client") is None
+            assert checkpoints.peer(txn, "other").body == b"3"
 
 
 async def test_numbers_go_on_after_those_of_format_1(old):
@@ -67,7 +91,7 @@ async def test_a_migration_is_done_once(old, monkeypatch):
 
 
 async def test_a_migration_that_fails_changes_nothing(old, monkeypatch):
-    def fail(txn, tables):
+    def fail(env, txn, tables):
         txn.put(b"half", b"done", db=tables.meta)
         raise StoreFormatError("cannot")
 

@@ -8,7 +8,7 @@ import pytest
 
 from trio_p2p.errors import ConflictError, InvalidDocumentError
 from trio_p2p.model.version import Version
-from trio_p2p.store import changes, conflicts, expirations, remotes
+from trio_p2p.store import changes, checkpoints, conflicts, expirations, remotes
 from trio_p2p.testing.databases import open_test_database
 
 LATER = datetime(2100, 1, 1, tzinfo=UTC)
@@ -22,7 +22,8 @@ def feed(collection, since=0):
 
 def entries(engine):
     """How many records each table has that is about documents."""
-    tables = ("documents", "changes", "conflicts", "known", "expirations", "expiring")
+    tables = ("documents", "changes", "conflicts", "known_revisions", "bases", "base_ends")
+    tables += ("expirations", "expiring")
     with engine.read() as txn:
         return {name: txn.raw.stat(getattr(txn.tables, name))["entries"] for name in tables}
 
@@ -70,6 +71,8 @@ async def test_everything_about_the_document_is_forgotten_and_nothing_else(engin
         for number in (remotes.number(txn, "one"), remotes.number(txn, "two")):
             for name in ("a", "a\U0010ffff", "b"):
                 remotes.set_known(txn, number, notes.number, name, known)
+        reached = txn.collection(notes.number).last_sequence
+        checkpoints.set_peer(txn, "me", "", b"{}", collection=notes.number, reached=reached)
         for name in ("a", "b"):
             conflicts.add(txn, notes.number, name, revision(1))
             conflicts.add(txn, notes.number, name, revision(2, source=b"c" * 16))
@@ -78,6 +81,8 @@ async def test_everything_about_the_document_is_forgotten_and_nothing_else(engin
         await notes.put(name, {})
         await notes.set_expiration(name, LATER)
     await engine.write(job)
+    for name in ("a", "b"):
+        await notes.put(name, {})
     before = entries(engine)
     await notes.purge("a")
     removed = {name: before[name] - left for name, left in entries(engine).items()}
@@ -85,7 +90,9 @@ async def test_everything_about_the_document_is_forgotten_and_nothing_else(engin
         "documents": 1,
         "changes": 1,
         "conflicts": 2,
-        "known": 2,
+        "known_revisions": 2,
+        "bases": 1,
+        "base_ends": 1,
         "expirations": 1,
         "expiring": 1,
     }

@@ -16,7 +16,7 @@ from trio_p2p.model.codec import encode_body
 from trio_p2p.model.document import EMPTY_BODY, Revision
 from trio_p2p.model.version import TreeRevisionID, Version, VersionVector
 from trio_p2p.store import blob_uses, keys, records
-from trio_p2p.store.records import CollectionState, Record
+from trio_p2p.store.records import CollectionState, LocalCheckpoint, Record
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "store_records.json"
 ANN, BOB, EVE = (SourceID(letter * 16) for letter in (b"a", b"b", b"e"))
@@ -61,6 +61,19 @@ def test_a_change_row_reads_back_as_it_was(revision, document_id):
 def test_a_revision_id_tells_its_own_end(revision_id, behind):
     raw = records.pack_revision_id(revision_id)
     assert records.unpack_revision_id(raw + behind) == revision_id
+
+
+@given(revisions | legacy, st.integers(0, 2**64 - 1))
+def test_a_revision_record_tells_its_revision_without_being_unpacked(revision, sequence):
+    raw = memoryview(records.pack_revision(revision, sequence, KEY))
+    assert records.current_version(raw) == revision.version.to_bytes()
+    assert records.current_id(raw) == records.pack_revision_id(revision.id)
+
+
+@given(revisions | legacy, st.integers(0, 2**64 - 1))
+def test_a_revision_record_can_be_put_under_another_key(revision, sequence):
+    raw = memoryview(records.pack_revision(revision, sequence, KEY))
+    assert records.under_key(raw, b"other") == records.pack_revision(revision, sequence, b"other")
 
 
 @pytest.mark.parametrize("length", [0, 10, 42])
@@ -165,12 +178,16 @@ def golden():
         "revision id: version": records.pack_revision_id(single.id),
         "revision id: tree": records.pack_revision_id(tree),
         "collection": records.pack_collection(CollectionState("shop.notes", 9, 4), KEY),
-        "peer checkpoint": records.pack_peer_checkpoint(7, 2, b"{}"),
+        "peer checkpoint": records.pack_peer_checkpoint(4, 2, 9, b"{}"),
+        "local checkpoint": records.pack_local_checkpoint(LocalCheckpoint(3, 9, b"{}")),
         "key: collection": keys.collection(2),
         "key: document": keys.document(2, "café"),
         "key: change": keys.change(2, 9),
-        "key: known": keys.known(3, 2, "b"),
-        "key: conflict": keys.conflict(2, "b", single.version),
+        "key: known revision": keys.known_revision(2, "b", 3),
+        "key: conflict": keys.revision(2, "b", single.version),
+        "key: base": keys.base(keys.of_document(2, "b"), single.version.to_bytes(), 9),
+        "key: use": keys.use(3, 7),
+        "key: mark": keys.mark(2, 9, 7),
         "key: expiring": keys.number(1_800_000_000_000_000) + keys.document(2, "café"),
         "key: blob use": keys.blob_use(SHA1, blob_uses.CURRENT, keys.document(2, "café")),
         "key: text": keys.text("cp-1"),

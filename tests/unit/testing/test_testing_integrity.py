@@ -30,6 +30,7 @@ async def db(tmp_path):
         await notes.delete("b")
         await notes.purge("c")
         await notes.put("photo", {"photo": await db.save_blob(b"picture")})
+        await notes.put("d", {})
         await notes.set_expiration("a", datetime(2100, 1, 1, tzinfo=UTC))
         await db.create_collection("other")
         await db.delete_collection("other")
@@ -38,9 +39,11 @@ async def db(tmp_path):
         def job(txn):
             conflicts.add(txn, 1, "a", Revision(VersionVector(OTHER), b"\xa0"))
             remotes.set_known(txn, remotes.number(txn, "peer"), 1, "a", OTHER)
-            checkpoints.set_peer(txn, "client", "", b"{}")
+            reached = txn.collection(1).last_sequence
+            checkpoints.set_peer(txn, "client", "", b"{}", collection=1, reached=reached)
 
         await db.engine.write(job)
+        await notes.put("d", {"again": True})
         yield db
 
 
@@ -102,11 +105,11 @@ WRONG = {
     "an expiration of another time": change("expirations", DOCUMENT, LATE),
     "a time without its expiration": change("expirations", DOCUMENT, None),
     "a conflict of no document": change(
-        "conflicts", keys.conflict(1, "c", OTHER), partial(records.pack_revision, REVISION, 0)
+        "conflicts", keys.revision(1, "c", OTHER), partial(records.pack_revision, REVISION, 0)
     ),
     "a conflict under another version": change(
         "conflicts",
-        keys.conflict(1, "a", Version(5, BOB)),
+        keys.revision(1, "a", Version(5, BOB)),
         partial(records.pack_revision, REVISION, 0),
     ),
     "a blob without its row": change(
@@ -119,9 +122,24 @@ WRONG = {
         ),
     ),
     "what an unknown peer has": change(
-        "known", keys.known(7, 1, "a"), records.pack_revision_id(OTHER)
+        "known_revisions", keys.known_revision(1, "a", 7), records.pack_revision_id(OTHER)
     ),
-    "a checkpoint without its use": change("checkpoint_uses", keys.number(1), None),
+    "a peer that is known and forgotten": change("forgotten", keys.number(1), b""),
+    "a checkpoint without its use": change("uses", keys.use(checkpoints.PEERS.sign, 1), None),
+    "a checkpoint without its mark": change("marks", keys.mark(1, 6, 1), None),
+    "a mark without its checkpoint": change("marks", keys.mark(1, 5, 1), b""),
+    "a base that the document does not include": change(
+        "bases",
+        keys.base(keys.of_document(1, "a"), OTHER.to_bytes(), 0),
+        partial(records.pack_revision, REVISION, 0),
+    ),
+    "a base of no document": change(
+        "bases",
+        keys.base(keys.of_document(1, "c"), OTHER.to_bytes(), 0),
+        partial(records.pack_revision, REVISION, 0),
+    ),
+    "a base whose end is not told": change("base_ends", keys.change(1, 7), None),
+    "an end of no base": change("base_ends", keys.change(1, 3), b"a"),
 }
 
 
