@@ -158,7 +158,7 @@ def scan(
     """A slice of the documents with start <= ID < end that begin with `prefix`, in ID order.
 
     Returns the documents and where the next slice starts, None if this was the last one. `limit`
-    counts tombstones too; large bodies end a slice earlier.
+    counts tombstones too; large records end a slice earlier.
     """
     first = keys.bound(collection, max(prefix, start or ""))
     last = keys.behind(keys.bound(collection, prefix))
@@ -176,10 +176,10 @@ def scan(
         if room_rows == 0 or room_bytes <= 0:
             return found, document_id
         room_rows -= 1
+        room_bytes -= len(value)
         record = Record(value, key)
         if include_deleted or not record.deleted:
             found.append((document_id, record))
-            room_bytes -= len(value)
     return found, None
 
 

@@ -235,3 +235,13 @@ async def test_large_bodies_end_a_slice_early(put, revision, scan, monkeypatch):
     for document_id in "abcde":
         await put(document_id, revision(1, body=bytes(600)))
     assert scan() == [["a", "b"], ["c", "d"], ["e"]]
+
+
+async def test_large_tombstones_end_a_slice_early_though_they_are_left_out(
+    put, revision, scan, monkeypatch
+):
+    monkeypatch.setattr(limits, "SCAN_SLICE_BYTES", 1000)
+    for document_id in "abcd":
+        await put(document_id, revision(1, body=bytes(600), deleted=True))
+    await put("e", revision(1))
+    assert scan() == [[], [], ["e"]]
