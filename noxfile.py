@@ -57,6 +57,20 @@ def convergence(session: nox.Session) -> None:
 
 
 @nox.session
+def crash(session: nox.Session) -> None:
+    """Kill a writing process 2,000 times, and damage 500 data files in each way."""
+    session.install("-e", ".[demo,test]")
+    session.run(
+        "pytest",
+        "-s",
+        "tests/integration/test_store_crash.py",
+        "tests/integration/test_store_damage.py",
+        *session.posargs,
+        env={"TRIO_P2P_CRASH_ROUNDS": "2000", "TRIO_P2P_DAMAGE_FILES": "500"},
+    )
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Timings; see benchmarks/README.md. `nox -s bench -- store --rounds 3` runs one script."""
     session.install("-e", ".[demo]")
