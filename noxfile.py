@@ -45,6 +45,13 @@ def layers(session: nox.Session) -> None:
 
 
 @nox.session
+def audit(session: nox.Session) -> None:
+    """Known vulnerabilities of what we depend on, as far as PyPI can be asked."""
+    session.install("-e", ".[demo,test,check]")
+    session.run("python", ".ci/audit.py")
+
+
+@nox.session
 def convergence(session: nox.Session) -> None:
     """A million histories of the model, and long runs of the machines over whole peers."""
     session.install("-e", ".[demo,test]")

@@ -22,7 +22,7 @@ from trio_p2p import (
 )
 from trio_p2p.security.keystore import default_key_store
 
-PASSWORD_VARIABLE = "TRIO_P2P_PASSWORD"
+PASSWORD_VARIABLE = "TRIO_P2P_PASSWORD"  # noqa: S105  # It is a name.
 DatabasePath = click.Path(file_okay=False, path_type=Path)
 
 

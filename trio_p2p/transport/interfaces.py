@@ -75,7 +75,9 @@ def port_of(listener: trio.SocketListener) -> int:
 
 
 def _wildcards() -> list[str]:
-    return ["0.0.0.0", "::"] if socket.has_dualstack_ipv6() else ["0.0.0.0"]
+    # Where no interface is named, all of them are meant.
+    every = "0.0.0.0"  # noqa: S104
+    return [every, "::"] if socket.has_dualstack_ipv6() else [every]
 
 
 def _addresses(adapter: ifaddr.Adapter) -> list[Address]:
