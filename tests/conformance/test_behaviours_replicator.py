@@ -5,7 +5,7 @@ import socket
 
 import pytest
 import trio
-from loopback import PULL, PUSH, ids, open_pair, put_many
+from loopback import PULL, PUSH, Pair, ids, open_pair, put_many
 from raw import RawServer
 from trio.testing import wait_all_tasks_blocked
 
@@ -22,6 +22,7 @@ from trio_p2p import (
     ReplicatorConfiguration,
     ReplicatorType,
 )
+from trio_p2p.testing.databases import open_test_database
 
 OFFLINE, CONNECTING = ActivityLevel.OFFLINE, ActivityLevel.CONNECTING
 IDLE, BUSY, STOPPED = ActivityLevel.IDLE, ActivityLevel.BUSY, ActivityLevel.STOPPED
@@ -359,3 +360,90 @@ async def test_refused_credentials_are_not_tried_again(tmp_path, autojump_clock,
         )
         assert run.error.status == 401
         assert pair.attempts == 1
+
+
+# --- Stopping, suspending and resuming ------------------------------------------------------------
+
+
+@pytest.mark.behaviour("R7b")
+@pytest.mark.parametrize(
+    ("steps", "level"),
+    [
+        ("stop", STOPPED),
+        ("suspend resume", IDLE),
+        ("suspend resume suspend", OFFLINE),
+        ("stop suspend", STOPPED),
+        ("suspend stop", STOPPED),
+        ("stop resume", STOPPED),
+        ("suspend stop resume", STOPPED),
+        ("stop stop", STOPPED),
+        ("suspend suspend resume", IDLE),
+        ("resume", IDLE),
+    ],
+)
+@pytest.mark.parametrize("when", ["at once", "busy", "idle"])
+async def test_the_last_word_counts_and_stopping_beats_suspending(
+    pair, nursery, autojump_clock, steps, level, when
+):
+    await put_many(pair.mine, ids(*range(1, 301)))
+    replicator = Replicator(pair.configuration(continuous=True))
+    await nursery.start(replicator.run)
+    if when != "at once":
+        await replicator.wait_for(BUSY if when == "busy" else IDLE)
+    do = {
+        "stop": replicator.request_stop,
+        "suspend": replicator.suspend,
+        "resume": replicator.resume,
+    }
+    for step in steps.split():
+        # Without waiting for one before the next.
+        do[step]()
+    await trio.sleep(60)
+    assert replicator.status.activity is level
+    assert replicator.status.error is None
+    await replicator.stop()
+    assert replicator.status.activity is STOPPED
+
+
+@pytest.mark.behaviour("R13")
+async def test_suspended_it_is_offline_and_resumed_it_goes_on(pair, nursery, autojump_clock):
+    replicator = Replicator(pair.configuration(continuous=True))
+    await nursery.start(replicator.run)
+    await replicator.wait_for(IDLE)
+    for number in range(3):
+        replicator.suspend()
+        await replicator.wait_for(OFFLINE)
+        attempts = pair.attempts
+        await pair.mine.put(f"here{number}", {})
+        await pair.theirs.put(f"there{number}", {})
+        await trio.sleep(1_000)
+        assert (replicator.status.activity, pair.attempts) == (OFFLINE, attempts)
+        assert pair.theirs.get(f"here{number}") is None
+        replicator.resume()
+        await replicator.wait_for(IDLE)
+        await pair.assert_equal()
+    assert replicator.statistics().connections == 4
+    await replicator.stop()
+
+
+# --- Closing the database -------------------------------------------------------------------------
+
+
+@pytest.mark.behaviour("R20")
+@pytest.mark.parametrize("when", ["busy", "idle", "offline"])
+async def test_closing_the_database_stops_its_replicators(
+    tmp_path, pair, nursery, autojump_clock, when
+):
+    async with open_test_database(tmp_path / "closed", clock=pair.clock) as database:
+        await put_many(database.default_collection, ids(*range(1, 301)))
+        other = Pair(nursery, database, pair.there, pair.clock)
+        replicator = Replicator(other.configuration(continuous=True))
+        await nursery.start(replicator.run)
+        await replicator.wait_for({"busy": BUSY, "idle": IDLE, "offline": CONNECTING}[when])
+        if when == "offline":
+            replicator.suspend()
+            await replicator.wait_for(OFFLINE)
+    assert replicator.status.activity is STOPPED
+    assert replicator.status.error is None
+    if when == "idle":
+        assert pair.theirs.count == 300
