@@ -2,6 +2,7 @@
 
 import dataclasses
 import socket
+from contextlib import suppress
 
 import pytest
 import trio
@@ -18,11 +19,15 @@ from trio_p2p import (
     ListenerPasswordAuthenticator,
     PeerError,
     PeerUnreachableError,
+    ReplicationError,
     Replicator,
     ReplicatorConfiguration,
     ReplicatorType,
 )
+from trio_p2p.replication.journal import Journal
+from trio_p2p.replication.passive import PassiveSession
 from trio_p2p.testing.databases import open_test_database
+from trio_p2p.transport.memory import memory_transport_pair
 
 OFFLINE, CONNECTING = ActivityLevel.OFFLINE, ActivityLevel.CONNECTING
 IDLE, BUSY, STOPPED = ActivityLevel.IDLE, ActivityLevel.BUSY, ActivityLevel.STOPPED
@@ -206,6 +211,42 @@ async def test_after_our_own_goodbye_nothing_that_happens_is_an_error(pair, nurs
     # The peer goes on talking to a replicator that is no more.
     server.offer([[1, "b", "1@BobBobBobBobBobBobBobA"]])
     await wait_all_tasks_blocked()
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.behaviour("R9a", "R9c")
+@pytest.mark.parametrize(
+    ("code", "level"),
+    [(1006, OFFLINE), (4001, OFFLINE), (1000, STOPPED), (1001, OFFLINE), (4002, STOPPED)],
+)
+async def test_how_the_peer_ends_the_connection_decides_whether_it_is_tried_again(
+    pair, nursery, autojump_clock, code, level
+):
+    far_ends = []
+
+    async def serve(transport):
+        with suppress(ReplicationError):
+            await PassiveSession(transport, [pair.theirs], Journal()).run()
+
+    async def connect():
+        near, far = memory_transport_pair()
+        far_ends.append(far)
+        nursery.start_soon(serve, far)
+        await trio.lowlevel.checkpoint()
+        return near
+
+    configuration = pair.configuration(target=connect, continuous=True, max_attempts=None)
+    replicator = Replicator(configuration)
+    await nursery.start(replicator.run)
+    await replicator.wait_for(IDLE)
+    await far_ends[0].aclose(code)
+    status = await replicator.wait_for(OFFLINE, STOPPED)
+    assert status.activity is level
+    assert status.error.retryable == (level is OFFLINE)
+    if level is OFFLINE:
+        await pair.theirs.put("a", {})
+        await replicator.wait_for(IDLE)
+        assert pair.mine.get("a") is not None
     nursery.cancel_scope.cancel()
 
 

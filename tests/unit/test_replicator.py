@@ -91,6 +91,7 @@ async def test_a_permanent_error_stops_at_once(tmp_path: Path, autojump_clock: A
         assert len(network.attempted_at) == 1
 
 
+@pytest.mark.behaviour("R9a")
 async def test_a_cut_connection_is_made_again_and_nothing_is_lost(
     tmp_path: Path, autojump_clock: Any
 ) -> None:
