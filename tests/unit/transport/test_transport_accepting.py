@@ -38,6 +38,10 @@ class Door:
             await self.wanted[0].wait()
 
 
+async def never(stream):
+    pytest.fail("nobody connected")
+
+
 @pytest.fixture
 async def door(nursery):
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -107,7 +111,7 @@ async def test_other_failures_are_raised_and_the_listener_is_closed():
     listener.accept = accept
     async with trio.open_nursery() as nursery:
         with pytest.raises(OSError, match="Invalid argument"):
-            await accept_all(listener, trio.sleep, nursery, lambda: False)
+            await accept_all(listener, never, nursery, lambda: False)
     assert listener.socket.fileno() == -1
 
 
@@ -115,7 +119,7 @@ async def test_a_cancelled_one_leaves_no_socket_open():
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     address = listener.socket.getsockname()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(accept_all, listener, trio.sleep, nursery, lambda: False)
+        nursery.start_soon(accept_all, listener, never, nursery, lambda: False)
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     with socket.socket() as again:
