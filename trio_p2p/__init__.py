@@ -56,6 +56,7 @@ from trio_p2p.listener import (
 from trio_p2p.listener_configuration import URLEndpointListenerConfiguration
 from trio_p2p.model.conflict import Conflict, ConflictResolver, default_conflict_resolver
 from trio_p2p.model.document import Document
+from trio_p2p.model.resolvers import local_wins, merge_fields, remote_wins
 from trio_p2p.model.version import Order, Version, VersionVector
 from trio_p2p.replication.status import (
     ActivityLevel,
@@ -152,6 +153,9 @@ __all__ = [
     "Conflict",
     "ConflictResolver",
     "default_conflict_resolver",
+    "local_wins",
+    "remote_wins",
+    "merge_fields",
     # Errors
     "TrioP2PError",
     "ConfigurationError",

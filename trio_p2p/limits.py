@@ -236,6 +236,13 @@ PROGRESS_INTERVAL_S: Final = 0.2
 PROPOSE_ATTEMPTS_MAX: Final = 3
 # A resolver is asked again when the local document changed meanwhile. Source: Couchbase Lite.
 RESOLVE_ATTEMPTS_MAX: Final = 10
+# Documents of one collection whose resolvers run at once: one that waits for a person or a server
+# holds up few others.
+RESOLVED_DOCUMENTS_MAX: Final = 32
+# Merges of two merges of a document, one after the other at one peer: more than peers that agree on
+# how to merge ever need. Peers that do not might go on for ever; from here on, the default resolver
+# chooses one of the two.
+MERGES_OF_MERGES_MAX: Final = 5
 # A document that failed for now is tried again after this long while a continuous replication is
 # connected; the pause doubles up to the longest one as long as anything fails.
 RETRY_DOCUMENTS_S: Final = 5.0

@@ -1,5 +1,6 @@
 """Random histories of peers, on pure values; TRIO_P2P_HISTORIES in the environment: how many."""
 
+import itertools
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -8,11 +9,15 @@ from random import Random
 
 import pytest
 
-from trio_p2p.model import conflict
-from trio_p2p.model.clock import HybridClock
+from trio_p2p import limits
+from trio_p2p.ids import SourceID
+from trio_p2p.model import conflict, version
+from trio_p2p.model.clock import TIME_MIN, HybridClock
+from trio_p2p.model.codec import encode_body
 from trio_p2p.model.conflict import Arrival, ProposalStatus
 from trio_p2p.model.document import Revision
-from trio_p2p.model.version import Order, VersionVector, join, relate
+from trio_p2p.model.resolvers import local_wins, remote_wins
+from trio_p2p.model.version import Order, Version, VersionVector, join, relate
 from trio_p2p.testing.histories import RESOLVERS, History, run_histories, run_history
 
 HISTORIES = int(os.environ.get("TRIO_P2P_HISTORIES", "20000"))
@@ -34,6 +39,65 @@ def test_peers_converge_whatever_the_history():
 def test_peers_converge_with_each_resolver(resolver):
     for seed in range(100):
         run_history(seed, resolver)
+
+
+@pytest.mark.parametrize("name", ["local wins", "remote wins", "always another merge"])
+def test_peers_converge_with_resolvers_that_do_not_agree(name):
+    for seed in range(1_000):
+        merges = itertools.count()
+        resolvers = {
+            "local wins": local_wins,
+            "remote wins": remote_wins,
+            "always another merge": lambda _, merges=merges: {"merge": next(merges)},
+        }
+        run_history(seed, resolvers[name])
+
+
+@pytest.mark.parametrize("room", [4, 5])
+def test_peers_converge_though_vectors_are_pruned(room, monkeypatch):
+    monkeypatch.setattr(limits, "VECTOR_VERSIONS_MAX", room)
+    for seed in range(2_000):
+        run_history(seed)
+
+
+def merge_in_a_circle(merges_max):
+    """Three peers merge what the next one has, all at once, and never twice in the same way.
+
+    Returns after how many rounds they hold the same, None if they do not within a hundred.
+    """
+    sources = [SourceID(bytes([number]) * 16) for number in (1, 2, 3)]
+    ticks = itertools.count(TIME_MIN)
+    held = [Revision(VersionVector(Version(next(ticks), source))) for source in sources]
+    merges = [0] * len(held)
+
+    def meet(number):
+        local, remote = held[number], held[(number + 1) % len(held)]
+        match conflict.judge_arrival(local, remote):
+            case Arrival.STORE:
+                return conflict.supersede(local, remote)
+            case Arrival.HELD:
+                return local
+        settled = conflict.settle_alone(
+            local, remote, lambda: Version(next(ticks), sources[number])
+        )
+        if settled is not None:
+            return settled
+        merges[number] = merges[number] + 1 if conflict.merges_merges(local, remote) else 0
+        chosen = max(local, remote, key=lambda revision: revision.version).body
+        body = chosen if merges[number] > merges_max else encode_body({"merge": next(ticks)})
+        stamp = Version(next(ticks), sources[number])
+        return conflict.carry_out(local, remote, body, False, lambda: stamp)
+
+    for rounds in range(100):
+        if len({revision.version for revision in held}) == 1:
+            return rounds
+        held = [meet(number) for number in range(len(held))]
+    return None
+
+
+def test_peers_that_go_on_merging_in_a_circle_settle_once_they_may_not():
+    assert merge_in_a_circle(limits.MERGES_OF_MERGES_MAX) < 20
+    assert merge_in_a_circle(10**9) is None
 
 
 def test_a_seed_replays_its_history():
@@ -108,6 +172,17 @@ def merge_that_forgets_the_second(first, second, body, deleted, version):
 
 def hold_all_but_new_documents(current, proposed, parent):
     return ProposalStatus.WANTED if current is None else ProposalStatus.HELD
+
+
+def prune_without_regard_to_what_was_merged(current, merged, previous, *, keeping):
+    room = limits.VECTOR_VERSIONS_MAX - 1 - len(merged)
+    return VersionVector(current, merged, tuple(sorted(previous, reverse=True)[:room]))
+
+
+def test_vectors_pruned_without_regard_to_what_was_merged_are_found(monkeypatch):
+    monkeypatch.setattr(limits, "VECTOR_VERSIONS_MAX", 4)
+    monkeypatch.setattr(version, "_pruned", prune_without_regard_to_what_was_merged)
+    find_failure()
 
 
 FAULTS = {

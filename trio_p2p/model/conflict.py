@@ -116,6 +116,20 @@ def merge_revisions(
     return Revision(vector, body, deleted, _join_trees(first, second))
 
 
+def carry_out(
+    first: Revision, second: Revision, body: bytes, deleted: bool, stamp: Callable[[], Version]
+) -> Revision:
+    """The revision that a resolver's decision comes to.
+
+    If a side says already what was decided it is kept, of two the one with the greater version.
+    """
+    said = [r for r in (first, second) if r.deleted == deleted and (deleted or r.body == body)]
+    if not said:
+        return merge_revisions(first, second, body, deleted, stamp())
+    winner = max(said, key=lambda revision: revision.version)
+    return keep(winner, second if winner is first else first, stamp)
+
+
 def winner_alone(local: Revision, remote: Revision) -> Revision | None:
     """The winner of a conflict that nobody needs to be asked about, or None.
 
@@ -126,6 +140,14 @@ def winner_alone(local: Revision, remote: Revision) -> Revision | None:
     if not same_merge and not (local.deleted and remote.deleted):
         return None
     return max(local, remote, key=lambda revision: revision.version)
+
+
+def merges_merges(local: Revision, remote: Revision) -> bool:
+    """Whether a merge of these would be one of merges, of which a document has a limited number.
+
+    Where resolvers do not agree, peers could go on merging each other's merges.
+    """
+    return bool(local.vector.merged and remote.vector.merged)
 
 
 def settle_alone(
@@ -145,11 +167,15 @@ def _join_trees(first: Revision, second: Revision) -> tuple[Any, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """A conflict put to a resolver. A side that was deleted is None; never both are."""
+    """A conflict put to a resolver. A side that was deleted is None; never both are.
+
+    `base` is the last revision that both sides had, None where it is not known.
+    """
 
     document_id: DocumentID
     local: Document | None
     remote: Document | None
+    base: Document | None = None
 
 
 Resolution = Document | Mapping[str, Any] | None

@@ -209,7 +209,7 @@ class VersionVector:
         latest.pop(version.source, None)
         # The order of the parts is kept: newest first as far as the authors' clocks agree.
         previous = tuple(v for v in self if latest.get(v.source) == v.time)
-        return _pruned(version, (), previous)
+        return _pruned(version, (), previous, keeping={self.current.source})
 
     def greatest(self) -> Version:
         """The latest version in the vector; of a revision made here, the current one."""
@@ -236,7 +236,8 @@ def merge(first: VersionVector, second: VersionVector, version: Version) -> Vers
         # beside the merged one, and losing it would lose history: so the merge part goes.
         merged = ()
     head = {version.source, *(v.source for v in merged)}
-    return _pruned(version, merged, _descending(latest, leaving_out=head))
+    sides = {first.current.source, second.current.source}
+    return _pruned(version, merged, _descending(latest, leaving_out=head), keeping=sides)
 
 
 def join(winner: VersionVector, loser: VersionVector) -> VersionVector:
@@ -250,20 +251,28 @@ def join(winner: VersionVector, loser: VersionVector) -> VersionVector:
     if any(latest[v.source] > v.time for v in merged if v.source != current.source):
         merged = ()
     head = {current.source, *(v.source for v in merged)}
-    return _pruned(current, merged, _descending(latest, leaving_out=head))
+    sides = {loser.current.source}
+    return _pruned(current, merged, _descending(latest, leaving_out=head), keeping=sides)
 
 
 def _pruned(
-    current: Version, merged: tuple[Version, ...], previous: tuple[Version, ...]
+    current: Version,
+    merged: tuple[Version, ...],
+    previous: tuple[Version, ...],
+    *,
+    keeping: set[SourceID],
 ) -> VersionVector:
     """A vector that peers accept: where there are too many authors, the oldest versions go.
 
-    Who has nothing newer than those sees a conflict then. Else nobody would take the revision.
+    A peer that has nothing newer than one of those will see a conflict, and resolve it. So the
+    authors in `keeping` stay, whose versions this revision was made from: else a peer that has one
+    of them would refuse what was made to settle just that.
     """
     room = limits.VECTOR_VERSIONS_MAX - 1 - len(merged)
     if len(previous) > room:
-        newest = set(sorted(previous, reverse=True)[:room])
-        previous = tuple(version for version in previous if version in newest)
+        last_to_go = sorted(previous, key=lambda v: (v.source in keeping, v), reverse=True)
+        kept = set(last_to_go[:room])
+        previous = tuple(version for version in previous if version in kept)
     return VersionVector(current, merged, previous)
 
 

@@ -27,7 +27,7 @@ from trio_p2p.errors import ClockSkewError, ConnectionLostError
 from trio_p2p.ids import DocumentID, Sequence, SourceID
 from trio_p2p.model import conflict as rules
 from trio_p2p.model.clock import HybridClock
-from trio_p2p.model.codec import encode_body
+from trio_p2p.model.codec import decode_body, encode_body
 from trio_p2p.model.conflict import (
     Arrival,
     Conflict,
@@ -36,6 +36,7 @@ from trio_p2p.model.conflict import (
     default_conflict_resolver,
 )
 from trio_p2p.model.document import EMPTY_BODY, Document, Revision, Stored
+from trio_p2p.model.resolvers import merge_fields
 from trio_p2p.model.version import RevisionID, TreeRevisionID, Version, VersionVector
 
 T = TypeVar("T")
@@ -73,6 +74,7 @@ def older_resolver(conflict: Conflict) -> Document | None:
 
 RESOLVERS: tuple[ConflictResolver, ...] = (
     default_conflict_resolver,
+    merge_fields,
     union_resolver,
     hash_resolver,
     older_resolver,
@@ -107,6 +109,10 @@ class _Peer:
     docs: dict[DocumentID, Revision] = field(default_factory=dict)
     # What each other peer was last known to hold, by its number and the document.
     known: dict[tuple[int, DocumentID], RevisionID] = field(default_factory=dict)
+    # What stood here before, as far as it was kept.
+    bases: dict[DocumentID, list[Revision]] = field(default_factory=dict)
+    # How often in a row it merged merges of a document.
+    merges: dict[DocumentID, int] = field(default_factory=dict)
 
     def stamp(self) -> Version:
         return Version(self.clock.now(), self.source)
@@ -169,7 +175,7 @@ class History:
         current = peer.docs.get(doc)
         version = peer.stamp()
         deleted = current is not None and not current.deleted and self._random.random() < 0.3
-        body = EMPTY_BODY if deleted else encode_body({str(peer.number): len(self._written)})
+        body = EMPTY_BODY if deleted else self._new_body(peer, current)
         if current is None:
             revision = Revision(VersionVector(version), body, deleted)
         else:
@@ -177,6 +183,13 @@ class History:
         self.steps.append(("delete" if deleted else "put", peer.number, doc, str(version)))
         self._written.append((doc, version))
         self._store(peer, doc, revision, *([current] if current else []))
+
+    def _new_body(self, peer: _Peer, current: Revision | None) -> bytes:
+        """Another field, or that field changed, or removed and another one in its place."""
+        body = {} if current is None else decode_body(current.body)
+        if self._random.random() < 0.3 and body:
+            del body[self._random.choice(sorted(body))]
+        return encode_body(body | {str(peer.number): len(self._written)})
 
     def _change_clock(self) -> None:
         """Time passes, or does not; one clock is set anew, perhaps backwards."""
@@ -228,7 +241,7 @@ class History:
     ) -> None:
         verdict = rules.judge_arrival(local, remote)
         if verdict is Arrival.STORE:
-            self._store(active, doc, remote)
+            self._supersede(active, doc, local, remote)
         elif verdict is Arrival.CONFLICT:
             assert local is not None
             settled = rules.settle_alone(local, remote, active.stamp)
@@ -238,19 +251,25 @@ class History:
     def _resolve(
         self, active: _Peer, doc: DocumentID, local: Revision, remote: Revision
     ) -> Revision:
-        conflict = Conflict(doc, _document(doc, local), _document(doc, remote))
-        resolution: Any = self._resolver(conflict)
+        base = next(
+            (old for old in reversed(active.bases.get(doc, [])) if remote.has(old.id)), None
+        )
+        conflict = Conflict(
+            doc,
+            _document(doc, local),
+            _document(doc, remote),
+            None if base is None else _document(doc, base),
+        )
+        merges = active.merges.get(doc, 0) + 1 if rules.merges_merges(local, remote) else 0
+        active.merges[doc] = merges
+        is_enough = merges > limits.MERGES_OF_MERGES_MAX
+        resolution: Any = (default_conflict_resolver if is_enough else self._resolver)(conflict)
         deleted = resolution is None
         if isinstance(resolution, Document):
             body = resolution.revision.body
         else:
             body = EMPTY_BODY if deleted else encode_body(resolution)
-        # The outcome that is one of the sides keeps that side; of equal ones the greater version.
-        ordered = sorted((local, remote), key=lambda revision: revision.version, reverse=True)
-        for winner, loser in (ordered, ordered[::-1]):
-            if winner.deleted == deleted and winner.body == body:
-                return rules.keep(winner, loser, active.stamp)
-        return rules.merge_revisions(local, remote, body, deleted, active.stamp())
+        return rules.carry_out(local, remote, body, deleted, active.stamp)
 
     def _push(self, active: _Peer, passive: _Peer) -> None:
         for doc, revision in self._shuffled(active.docs.items()):
@@ -300,7 +319,7 @@ class History:
         current = passive.docs.get(doc)
         verdict = rules.judge_arrival(current, arrived)
         if verdict is Arrival.STORE:
-            self._store(passive, doc, arrived)
+            self._supersede(passive, doc, current, arrived)
         elif verdict is Arrival.CONFLICT:
             assert current is not None
             if not rules.revives(current, arrived.id, parent):
@@ -320,6 +339,12 @@ class History:
             return False
         return True
 
+    def _supersede(
+        self, peer: _Peer, doc: DocumentID, current: Revision | None, arrived: Revision
+    ) -> None:
+        assert current is None or arrived.has(current.id), ("overwritten", current, arrived)
+        self._store(peer, doc, rules.supersede(current, arrived))
+
     def _store(
         self, peer: _Peer, doc: DocumentID, revision: Revision, *made_from: Revision
     ) -> None:
@@ -328,6 +353,8 @@ class History:
             assert revision.has(old.id), ("does not include", old, revision)
         self._stores += 1
         self._vectors[doc].append(revision.vector)
+        if doc in peer.docs and self._random.random() < 0.7:
+            peer.bases.setdefault(doc, []).append(peer.docs[doc])
         peer.docs[doc] = revision
 
     def _shuffled(self, items: Iterable[T]) -> list[T]:

@@ -11,11 +11,13 @@ from trio_p2p.model.conflict import (
     Arrival,
     Conflict,
     ProposalStatus,
+    carry_out,
     default_conflict_resolver,
     judge_arrival,
     judge_proposal,
     keep,
     merge_revisions,
+    merges_merges,
     revives,
     settle_alone,
     supersede,
@@ -329,3 +331,40 @@ def test_a_newer_revision_of_other_rules_is_stored_as_it_is():
     current = edited(SOURCES[:2], [5, 9])
     newer = Revision(VersionVector(Version(7, SOURCES[2]), (), (current.version,)))
     assert supersede(current, newer) is newer
+
+
+# --- What a resolver decided ----------------------------------------------------------------------
+
+
+def test_the_side_that_says_what_was_decided_is_kept():
+    local, remote = made(Version(3, A)), made(Version(5, B))
+    kept = carry_out(local, remote, remote.body, False, unwanted_stamp)
+    assert (kept.version, kept.body) == (remote.version, remote.body)
+    assert kept.has(local.version)
+
+
+def test_of_two_sides_that_say_what_was_decided_the_greater_version_is_kept():
+    local, remote = made(Version(3, A)), replace(made(Version(5, B)), body=made(Version(3, A)).body)
+    for first, second in ((local, remote), (remote, local)):
+        assert carry_out(first, second, local.body, False, unwanted_stamp).version == Version(5, B)
+
+
+def test_another_body_makes_a_revision_that_includes_both():
+    local, remote = made(Version(3, A)), made(Version(5, B))
+    merged = carry_out(local, remote, encode_body({"x": 1}), False, stamp)
+    assert (merged.version, merged.body) == (LATER, encode_body({"x": 1}))
+    assert set(merged.vector.merged) == {local.version, remote.version}
+
+
+def test_a_deletion_that_was_decided_on_is_told_from_an_empty_body():
+    local, remote = replace(made(Version(3, A)), body=EMPTY_BODY), made(Version(5, B))
+    deleted = carry_out(local, remote, EMPTY_BODY, True, stamp)
+    assert (deleted.version, deleted.deleted) == (LATER, True)
+
+
+def test_a_merge_of_merges_is_one_of_which_both_sides_are_merges():
+    one, other = made(Version(3, A)), made(Version(5, B))
+    merged = merge_revisions(one, other, EMPTY_BODY, False, Version(7, C))
+    assert merges_merges(merged, merged)
+    assert not merges_merges(merged, edit_of(merged, Version(9, C)))
+    assert not merges_merges(one, merged)

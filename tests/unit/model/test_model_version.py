@@ -411,6 +411,14 @@ def test_a_vector_is_pruned_to_what_peers_accept_the_oldest_first(room, monkeypa
         assert VersionVector.parse(str(made)) == made
 
 
+def test_a_version_that_was_merged_is_not_pruned_however_old(monkeypatch):
+    monkeypatch.setattr(limits, "VECTOR_VERSIONS_MAX", 3)
+    assert str(join(vector("9@me; 8@A, 7@B"), vector("1@C"))) == spelled("9@me; 8@A, 1@C")
+    assert str(join(vector("9@me; 8@A, 3@C"), vector("1@C"))) == spelled("9@me; 8@A, 3@C")
+    # A vector made elsewhere, whose current version is not the greatest.
+    assert str(vector("2@C; 8@A, 7@B").edited(version("9@me"))) == spelled("9@me; 2@C, 8@A")
+
+
 @pytest.mark.parametrize("late", ["6@me", "4@A"])
 def test_a_version_that_is_not_later_than_all_is_a_mistake(late):
     with pytest.raises(AssertionError):
