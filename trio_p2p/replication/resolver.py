@@ -145,13 +145,15 @@ class Resolver:
 
     def _conflict(self, document_id: DocumentID, local: Stored, remote: Revision) -> Conflict:
         collection = self._link.collection
+        with self._link.engine.read() as txn:
+            base = bases.common(txn, self._link.number, document_id, local.revision, remote)
 
-        def side(revision: Revision) -> Document | None:
-            if revision.deleted:
+        def side(revision: Revision | None) -> Document | None:
+            if revision is None or revision.deleted:
                 return None
             return Document(document_id, Stored(revision, local.sequence), collection)
 
-        return Conflict(document_id, side(local.revision), side(remote))
+        return Conflict(document_id, side(local.revision), side(remote), side(base))
 
     async def _ask(self, conflict: Conflict) -> Resolution:
         try:
