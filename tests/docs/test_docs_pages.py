@@ -1,9 +1,12 @@
 """Who follows the tutorial and the how-tos gets what they show."""
 
+import re
 from pathlib import Path
 
 import pytest
 from pages import PageRun, blocks_of
+
+import trio_p2p
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted([*DOCS.glob("tutorial/*.md"), *DOCS.glob("howto/*.md")])
@@ -27,3 +30,10 @@ def test_output_other_than_shown_is_noticed(tmp_path: Path) -> None:
     run.follow(first)
     with pytest.raises(AssertionError, match="is not"):
         run.follow(second)
+
+
+def test_the_reference_has_every_public_name() -> None:
+    page = (DOCS / "reference" / "index.md").read_text()
+    listed = set(re.findall(r"trio_p2p\.(\w+)", page))
+    errors = {name for name in trio_p2p.__all__ if name.endswith("Error")}
+    assert listed | errors == set(trio_p2p.__all__)
