@@ -96,7 +96,9 @@ class Committer:
                 self._holder.hold(self._holder.capture())
                 return self._transact([waiting])
             except (lmdb.Error, StoreError) as exc:
-                error = self._judge(exc)
+                second = self._judge(exc)
+                # That no newer state could be held matters less than why one was to be.
+                error = second if isinstance(exc, lmdb.Error) or self.failure else error
         waiting.fail(error)
         return {}
 

@@ -175,8 +175,8 @@ class Engine:
         finally:
             self._syncer.note_write()
 
-    async def _submit(self, job: Job[T]) -> T:
-        waiting = Waiting(job)
+    async def _submit(self, job: Job[T], *, looks_only: bool = False) -> T:
+        waiting = Waiting(job, looks_only=looks_only)
         try:
             await self._send.send(waiting)
         except trio.ClosedResourceError as exc:
@@ -238,7 +238,7 @@ class Engine:
             return
         async with self._syncing:
             # As a job, since no commit may come between its steps.
-            state = await self._submit(lambda _: holder.capture())
+            state = await self._submit(lambda _: holder.capture(), looks_only=True)
             try:
                 await self.run_aside(self._hold, holder, state)
             except StoreFailedError as exc:

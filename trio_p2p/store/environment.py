@@ -5,6 +5,7 @@ Nothing else opens an environment: opening one twice in a process corrupts LMDB'
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import struct
@@ -34,9 +35,11 @@ from trio_p2p.store.migrations import FORMER_TABLES, MIGRATIONS, migrate
 from trio_p2p.store.pages import check_pages
 from trio_p2p.store.records import CollectionState, Identity
 from trio_p2p.store.schema import Tables
-from trio_p2p.store.transaction import store_error
+from trio_p2p.store.transaction import UNREADABLE, store_error, system_code, unreadable
 
 DATA_FILE: Final = "data.mdb"
+
+_UNUSABLE: Final = "the database directory cannot be used: make sure that it may be written to"
 
 logger = logging.getLogger(__name__)
 
@@ -88,9 +91,9 @@ def open_environment(
     Raises: DatabaseNotFoundError, DatabaseBusyError, AddressesExhaustedError, StoreCorruptError,
     StoreFormatError, or StoreError for what the operating system refuses; each names the path.
     """
-    if not create and not (path / DATA_FILE).is_file():
-        raise DatabaseNotFoundError("there is no database at this path", path=str(path))
     with _naming_path(path):
+        if not create and not (path / DATA_FILE).is_file():
+            raise DatabaseNotFoundError("there is no database at this path")
         lock = DirectoryLock(path, sync=sync)
         try:
             _prepare_files(path, lock)
@@ -139,11 +142,14 @@ def _naming_path(path: Path) -> Iterator[None]:
         yield
     except lmdb.Error as exc:
         failure = store_error(exc)
+        if system_code(exc) in (errno.EACCES, errno.EPERM, errno.EROFS):
+            failure = StoreError(_UNUSABLE, reason=str(exc))
         raise type(failure)(failure.message, path=str(path), **failure.facts) from exc
     except OSError as exc:
-        raise files.failure(
-            "the database directory cannot be used: make sure that it may be written to", path, exc
-        ) from exc
+        raise files.failure(_UNUSABLE, path, exc) from exc
+    except UNREADABLE as exc:
+        failure = unreadable(exc)
+        raise type(failure)(failure.message, path=str(path), **failure.facts) from exc
     except StoreError as exc:
         exc.facts.setdefault("path", str(path))
         raise

@@ -20,11 +20,13 @@ a commit fails that it shared with others, it runs once more by itself."""
 class Waiting(Generic[T]):
     """A job in the queue, and what came of it."""
 
-    __slots__ = ("_error", "_job", "_values", "done")
+    __slots__ = ("_error", "_job", "_looks_only", "_values", "done")
 
-    def __init__(self, job: Job[T]) -> None:
+    def __init__(self, job: Job[T], *, looks_only: bool = False) -> None:
+        """One that `looks_only` changes nothing, so that no commit can fail under it."""
         self.done = trio.Event()
         self._job = job
+        self._looks_only = looks_only
         self._values: list[T] = []
         self._error: BaseException | None = None
 
@@ -44,7 +46,7 @@ class Waiting(Generic[T]):
             elif isinstance(exc, UNREADABLE):
                 self._error = unreadable(exc)
                 self._error.__cause__ = exc
-        return self._error is None
+        return self._error is None and not self._looks_only
 
     def fail(self, error: StoreError) -> None:
         """Note that the commit failed."""

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, Self
 
 # One write and one read each, since a stream keeps small ones together.
 _MESSAGE_BYTES_MAX = 4096
+_IN_SERVER = "TRIO_P2P_IN_FORK_SERVER"
 
 
 class Child:
@@ -46,6 +47,9 @@ class ForkServer:
     """Starts children, as a context manager. Not for use by several threads at once."""
 
     def __enter__(self) -> Self:
+        if _IN_SERVER in os.environ:
+            # Or servers would start servers without end.
+            raise RuntimeError("a module that children come from starts a server when imported")
         self._socket, theirs = socket.socketpair()
         with theirs:
             # This process's path of imports, so that the children find what this one does.
@@ -55,6 +59,7 @@ class ForkServer:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
+                env=os.environ | {_IN_SERVER: "1"},
             )
         return self
 

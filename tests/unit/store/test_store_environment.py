@@ -203,6 +203,13 @@ def test_an_lmdb_file_of_another_program_is_refused_and_left_alone(path):
         assert list(txn.cursor()) == [(b"theirs", b"1")]
 
 
+def test_a_key_that_is_none_is_damage(path):
+    with opened(path) as environment, environment.env.begin(write=True) as txn:
+        txn.put(b"?", b"", db=environment.tables.collections)
+    with raises_naming(path, StoreCorruptError), opened(path):
+        pass
+
+
 def test_a_database_without_its_default_collection_is_damage(path):
     with opened(path) as environment, environment.env.begin(write=True) as txn:
         txn.delete(keys.collection(1), db=environment.tables.collections)

@@ -144,6 +144,19 @@ async def test_a_disk_that_fails_is_tried_once_however_many_wait(path, monkeypat
         assert len(synced) == 1
 
 
+async def test_a_full_disk_does_not_keep_what_was_committed_from_being_synced(path, autojump_clock):
+    """Of the writes that failed the clock went on, but that is no reason to write anything."""
+    opening = open_engine(path, clock=lambda: 2 * 10**18, run_sync=run_in_place, durable=False)
+    async with opening as engine:
+        notes = Database(engine).default_collection
+        await notes.put("a", {})
+        with failing(path, Fault.DISK_FULL), pytest.raises(StoreFullError):
+            await notes.put("b", {})
+        commits = engine.statistics().commits
+        await engine.sync()
+        assert engine.statistics().commits == commits
+
+
 async def test_who_waits_learns_that_the_disk_failed(path, nursery):
     found = []
 
