@@ -96,8 +96,8 @@ async def _fill(path, durable, pipe):
                 await use()
             except StoreFullError as exc:
                 tell(pipe, *described(exc))
-        # Where the last state that is safe must stay whole, what is purged is no room before a newer
-        # one is held, and that takes some.
+        # Where the last state that is safe must stay whole, what is purged is no room before a
+        # newer one is held, and that takes some.
         ballast.unlink(missing_ok=True)
         # In several transactions: what one frees is room for those after the next.
         for start in range(3):

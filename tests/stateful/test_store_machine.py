@@ -24,6 +24,7 @@ from trio_p2p.model.document import Document
 from trio_p2p.model.version import Order
 from trio_p2p.testing.databases import open_test_database
 from trio_p2p.testing.driver import TrioDriver
+from trio_p2p.testing.integrity import check_store
 
 NAMES = ["_default", "other", "shop.other"]
 START = datetime(2027, 1, 1, tzinfo=UTC)
@@ -91,6 +92,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.db = self.driver.run(
             self.driver.nursery.start, hold_open, self.path, self.clock, self.closing
         )
+        check_store(self.db.engine)
 
     def close(self):
         self.closing.set()
