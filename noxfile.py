@@ -78,6 +78,14 @@ def crash(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """A minute for each target, and a minute of fire at a listener. See tests/fuzz/fuzz.py."""
+    session.install("-e", ".[demo,test]", "atheris")
+    session.run("python", "tests/fuzz/fuzz.py", *(session.posargs or ["--seconds", "60"]))
+    session.run("python", "tests/fuzz/live.py", "--seconds", "60")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Timings; see benchmarks/README.md. `nox -s bench -- store --rounds 3` runs one script."""
     session.install("-e", ".[demo]")

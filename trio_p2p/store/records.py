@@ -263,21 +263,19 @@ def unpack_change(sequence: Sequence, raw: memoryview, key: bytes | memoryview) 
     """Read what `pack_change` wrote. Raises StoreCorruptError."""
     _check_all(raw, key)
     revision_id: RevisionID
-    if raw[_CHANGE.size] == 0:
-        flags, body_bytes, _, time, source = _VERSION_CHANGE.unpack_from(raw)
-        revision_id = Version(time, source)
-        name = raw[_VERSION_CHANGE.size : -_CHECKSUM.size]
-    else:
-        flags, body_bytes = _CHANGE.unpack_from(raw)
-        revision_id = unpack_revision_id(bytes(raw[_CHANGE.size :]))
-        name = raw[_CHANGE.size + 1 + raw[_CHANGE.size] : -_CHECKSUM.size]
-    return ChangeRow(
-        sequence,
-        DocumentID(str(name, "utf-8")),
-        revision_id,
-        flags & _DELETED == _DELETED,
-        body_bytes,
-    )
+    try:
+        if raw[_CHANGE.size] == 0:
+            flags, body_bytes, _, time, source = _VERSION_CHANGE.unpack_from(raw)
+            revision_id = Version(time, source)
+            name = str(raw[_VERSION_CHANGE.size : -_CHECKSUM.size], "utf-8")
+        else:
+            flags, body_bytes = _CHANGE.unpack_from(raw)
+            revision_id = unpack_revision_id(bytes(raw[_CHANGE.size :]))
+            name = str(raw[_CHANGE.size + 1 + raw[_CHANGE.size] : -_CHECKSUM.size], "utf-8")
+    except (struct.error, ValueError, IndexError) as exc:
+        raise _damaged(raw) from exc
+    deleted = flags & _DELETED == _DELETED
+    return ChangeRow(sequence, DocumentID(name), revision_id, deleted, body_bytes)
 
 
 def pack_revision_id(revision_id: RevisionID) -> bytes:
@@ -321,9 +319,12 @@ def pack_collection(state: CollectionState, key: bytes) -> bytes:
 def unpack_collection(raw: bytes, key: bytes) -> CollectionState:
     """Read what `pack_collection` wrote. Raises StoreCorruptError."""
     _check_all(raw, key)
-    last_sequence, count = _COLLECTION.unpack_from(raw)
-    name = raw[_COLLECTION.size : -_CHECKSUM.size]
-    return CollectionState(name.decode(), last_sequence, count)
+    try:
+        last_sequence, count = _COLLECTION.unpack_from(raw)
+        name = raw[_COLLECTION.size : -_CHECKSUM.size].decode()
+    except (struct.error, ValueError) as exc:
+        raise _damaged(raw) from exc
+    return CollectionState(name, last_sequence, count)
 
 
 def pack_peer_checkpoint(generation: int, collection: int, reached: int, body: bytes) -> bytes:
