@@ -27,6 +27,10 @@ RESERVED_KEYS = frozenset(
 INTEGER_MIN = -(2**63)
 INTEGER_MAX = 2**63 - 1
 
+# CBOR's major types whose content follows their head.
+_BYTES = 2
+_TEXT = 3
+
 _JSON_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 # Whatever is exactly of one of these types needs no further check.
@@ -73,6 +77,8 @@ def check_body(encoded: bytes) -> dict[str, Any]:
     """
     if len(encoded) > limits.BODY_BYTES_MAX:
         raise InvalidDocumentError("a body is too large", bytes=len(encoded))
+    if len(encoded) > limits.BODY_VALUES_MAX and _heads(encoded) > 2 * limits.BODY_VALUES_MAX:
+        raise InvalidDocumentError("too many values", limit=limits.BODY_VALUES_MAX)
     try:
         body = cbor2.loads(
             encoded,
@@ -88,6 +94,23 @@ def check_body(encoded: bytes) -> dict[str, Any]:
         raise InvalidDocumentError("a CBOR body in another form than this database writes")
     checked: dict[str, Any] = body
     return checked
+
+
+def _heads(encoded: bytes) -> int:
+    """How many values and keys there are in CBOR, or so many that it does not matter how many.
+
+    It is not checked to be right, and what is wrong may be counted wrongly: it is refused anyway.
+    """
+    count = at = 0
+    while at < len(encoded) and count <= 2 * limits.BODY_VALUES_MAX:
+        kind, more = encoded[at] >> 5, encoded[at] & 0x1F
+        at += 1
+        size = 1 << (more - 24) if 24 <= more <= 27 else 0
+        if kind in (_BYTES, _TEXT):
+            at += int.from_bytes(encoded[at : at + size], "big") if size else more
+        at += size
+        count += 1
+    return count
 
 
 def body_from_json(text: bytes) -> bytes:

@@ -24,7 +24,7 @@ import orjson
 
 from trio_p2p import limits
 from trio_p2p.errors import BlobNotFoundError, DeltaError, InvalidDocumentError
-from trio_p2p.model.codec import decode_body, encode_body
+from trio_p2p.model.codec import decode_body, encode_body, parse_json
 from trio_p2p.model.text_edits import Effort, apply_edits, make_edits
 
 _ITEM: Final = re.compile(r"(0|[1-9][0-9]{0,8})(-?)")
@@ -53,9 +53,9 @@ def patch_body(base: bytes, delta: bytes) -> bytes:
     if len(delta) > limits.BODY_BYTES_MAX:
         raise DeltaError("a delta is too large", bytes=len(delta))
     try:
-        changes = orjson.loads(delta)
-    except orjson.JSONDecodeError as exc:
-        raise DeltaError("not JSON") from exc
+        changes = parse_json(delta)
+    except InvalidDocumentError as exc:
+        raise DeltaError(exc.message) from exc
     try:
         return encode_body(apply_delta(decode_body(base), changes))
     except (InvalidDocumentError, BlobNotFoundError) as exc:

@@ -20,6 +20,7 @@ from trio_p2p.model.codec import (
     INTEGER_MAX,
     INTEGER_MIN,
     RESERVED_KEYS,
+    _heads,
     body_from_json,
     body_to_json,
     check_body,
@@ -402,3 +403,31 @@ def test_cbor_keys_that_are_chosen_to_collide_are_refused_unread() -> None:
     arrays = b"".join(b"\x81\x1b" + (i << 40).to_bytes(8, "big") + b"\x00" for i in range(count))
     with pytest.raises(InvalidDocumentError):
         check_body(b"\xa1\x61a\xba" + count.to_bytes(4, "big") + arrays)
+
+
+@given(bodies)
+def test_values_and_keys_of_cbor_are_counted(body: dict[str, object]) -> None:
+    def heads(value: object) -> int:
+        if isinstance(value, dict):
+            return 1 + sum(1 + heads(item) for item in value.values())
+        return 1 + sum(map(heads, value)) if isinstance(value, list) else 1
+
+    assert _heads(encode_body(body)) == heads(body)
+
+
+@pytest.mark.parametrize("value", [b"\x80", b"\xa0", b"\x00", b"\x60", b"\x81"])
+def test_cbor_of_endless_values_is_refused_before_it_is_read(value: bytes) -> None:
+    count = 2 * limits.BODY_VALUES_MAX + 1
+    encoded = b"\xa1\x61a\x9a" + count.to_bytes(4, "big") + value * count
+    with pytest.raises(InvalidDocumentError, match="too many values"):
+        check_body(encoded)
+
+
+def test_a_large_cbor_body_of_few_values_is_read() -> None:
+    body = {"text": "x" * 2 * limits.BODY_VALUES_MAX, "bytes": ["y" * 300] * 10, "n": -(2**40)}
+    assert check_body(encode_body(body)) == body
+
+
+@given(st.binary(max_size=50))
+def test_counting_what_is_no_cbor_ends(encoded: bytes) -> None:
+    assert 0 <= _heads(encoded) <= len(encoded)

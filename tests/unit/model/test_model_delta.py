@@ -460,3 +460,9 @@ def test_any_bytes_are_refused_or_make_a_body(body, delta):
     except DeltaError:
         return
     assert encode_body(decode_body(patched)) == patched
+
+
+def test_a_delta_of_endless_values_is_refused_before_it_is_read() -> None:
+    count = limits.BODY_VALUES_MAX + 1
+    with pytest.raises(DeltaError, match="too many values"):
+        patch_body(encode_body({}), b'{"a":[' + b",".join([b"[]"] * count) + b"]}")
