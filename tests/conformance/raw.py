@@ -24,7 +24,7 @@ class Refusal:
 class RawClient:
     """An active peer of raw messages, of a passive session that serves these collections."""
 
-    def __init__(self, nursery: trio.Nursery, database, names=("_default",)) -> None:
+    def __init__(self, nursery: trio.Nursery, database, names=("_default",), **settings) -> None:
         near, far = memory_transport_pair()
         self.peer = Peer(near)
         self.hang_up = near.cut
@@ -32,7 +32,7 @@ class RawClient:
         self.answers = True
         self._names = names
         collections = [database.collection(name) for name in names]
-        nursery.start_soon(self._serve, PassiveSession(far, collections, Journal()))
+        nursery.start_soon(self._serve, PassiveSession(far, collections, Journal(), **settings))
         nursery.start_soon(self._run)
 
     async def open(self) -> None:

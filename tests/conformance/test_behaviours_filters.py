@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 from loopback import PULL, PUSH, ids, open_pair, put_many
-from raw import RawServer
+from raw import RawClient, RawServer
 
 from trio_p2p import (
     ActivityLevel,
@@ -282,3 +282,73 @@ async def test_closing_a_database_stops_its_listeners_and_ends_the_sessions_of_t
         assert (listener.port, listener.urls) == (None, [])
         await replicator.wait_for(ActivityLevel.OFFLINE, ActivityLevel.STOPPED)
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.behaviour("P22")
+async def test_pending_documents_are_those_of_a_collection_that_is_pushed(pair):
+    for database in (pair.here, pair.there):
+        await database.create_collection("guitars")
+        await database.create_collection("roses")
+    guitars, roses = pair.here.collection("guitars"), pair.here.collection("roses")
+    await put_many(guitars, ids(1, 2, 3))
+    await put_many(roses, ids(1, 2))
+    replicator = Replicator(pair.configuration(PUSH, collections=[guitars, roses]))
+    assert sorted(replicator.pending_document_ids(guitars)) == ids(1, 2, 3)
+    assert sorted(replicator.pending_document_ids(roses)) == ids(1, 2)
+    with pytest.raises(CollectionNotFoundError):
+        replicator.pending_document_ids(pair.mine)
+    puller = Replicator(pair.configuration(PULL, collections=[guitars]))
+    with pytest.raises(ConfigurationError):
+        puller.pending_document_ids(guitars)
+    with pytest.raises(ConfigurationError):
+        puller.is_document_pending(guitars, "0000001")
+    await pair.replicate(PUSH, collections=[guitars])
+    # Another replicator of both has the same checkpoint of each.
+    assert list(replicator.pending_document_ids(guitars)) == []
+    assert sorted(replicator.pending_document_ids(roses)) == ids(1, 2)
+
+
+@pytest.mark.behaviour("R16")
+@pytest.mark.parametrize("where", ["push filter", "pull filter", "events"])
+async def test_a_callback_may_ask_the_replicator_for_its_status_and_stop_it(
+    pair, nursery, autojump_clock, where
+):
+    await put_many(pair.mine, ids(*range(1, 11)))
+    await put_many(pair.theirs, ids(*range(11, 21)))
+    seen = []
+
+    def stop(*_):
+        seen.append((replicator.status.activity, replicator.statistics().documents_offered))
+        replicator.request_stop()
+        return True
+
+    settings = {}
+    if where == "push filter":
+        settings = filtering(pair, push_filter=stop)
+    elif where == "pull filter":
+        settings = filtering(pair, pull_filter=stop)
+    replicator = Replicator(pair.configuration(continuous=True, **settings))
+    await nursery.start(replicator.run)
+    if where == "events":
+        async for _ in replicator.document_replications():
+            stop()
+    await replicator.wait_for(ActivityLevel.STOPPED)
+    assert seen
+    assert replicator.status.error is None
+    # Nothing is lost by it.
+    run = await pair.replicate()
+    assert run.error is None
+    await pair.assert_equal()
+
+
+@pytest.mark.behaviour("S8", "L15")
+async def test_a_read_only_peer_takes_nothing_message_by_message(pair, nursery):
+    client = RawClient(nursery, pair.there, read_only=True)
+    await client.open()
+    later = f"{pair.there.engine.now_ns():x}@BobBobBobBobBobBobBobA"
+    assert await client.propose(["a", later, ""]) in (403, [403])
+    assert await client.send_revision("a", later, {}) == 403
+    assert await client.ask("subChanges", versioning="version-vectors") is None
+    await trio.testing.wait_all_tasks_blocked()
+    assert pair.theirs.last_sequence == 0
+    nursery.cancel_scope.cancel()
