@@ -118,13 +118,17 @@ async def test_a_port_that_is_taken_is_an_error_until_it_is_free(listening, nurs
             await taken.serve()
         assert (taken.port, taken.urls) == (None, [])
     # Over and over, on the same port.
+    listener = URLEndpointListener(second)
+    await listener.stop()
     for _ in range(3):
-        listener = URLEndpointListener(second)
         await nursery.start(listener.serve)
+        assert listener.port == second.port
+        with pytest.raises(ConfigurationError, match="already"):
+            await listener.serve()
         assert listener.port == second.port
         await listener.stop()
         await listener.stop()
-        assert listener.port is None
+        assert (listener.port, listener.urls) == (None, [])
 
 
 @pytest.mark.behaviour("L6")
