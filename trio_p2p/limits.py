@@ -35,6 +35,9 @@ DELTA_BODY_BYTES_MIN: Final = 200
 DELTA_TEXT_BYTES_MIN: Final = 60
 # Pairs of letters in one comparison of two texts: some 10 ms, and the interpreter waits for it.
 DELTA_CELLS_MAX: Final = 2**26
+# Up to this size together, two bodies are compared in the Trio thread, where it takes no more than
+# some milliseconds; larger ones in another.
+DELTA_BYTES_IN_PLACE_MAX: Final = 32 * 1024
 # Work that goes into the texts of one delta: a few tenths of a second. A step is 64 pairs of
 # letters compared, or 8 letters searched.
 DELTA_STEPS_MAX: Final = 2**24

@@ -234,12 +234,14 @@ class URLEndpointListener:
         self, stream: trio.abc.Stream, peer_address: str, identity: TLSIdentity | None
     ) -> None:
         async with self._entrance.admit(stream, peer_address, identity) as guest:
+            configuration = self.configuration
             session = PassiveSession(
                 guest.transport,
-                self.configuration.collections,
+                configuration.collections,
                 self._journal,
                 self._budget,
-                read_only=self.configuration.read_only,
+                deltas=configuration.enable_delta_sync and configuration.database.delta_sync,
+                read_only=configuration.read_only,
             )
             served = _Served(guest, session, peer_address, self._now())
             self._served[id(served)] = served

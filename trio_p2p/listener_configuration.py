@@ -23,8 +23,9 @@ class URLEndpointListenerConfiguration:
     `collections` are of one database. `port` None or 0 lets the system choose; `network_interface`
     is a name or an address, None for all. With TLS, `tls_identity` None means an anonymous
     self-signed identity, made once and kept in `key_store`. `authenticator` None lets everyone in.
-    `read_only`: peers that push are refused with 403, and stop; pulling works. `heartbeat` is the
-    silence in seconds before a ping.
+    `read_only`: peers that push are refused with 403, and stop; pulling works. `enable_delta_sync`
+    sends and takes only what changed in documents, where both databases permit it and the other
+    side enables it too. `heartbeat` is the silence in seconds before a ping.
     """
 
     collections: Sequence[Collection]
@@ -34,6 +35,7 @@ class URLEndpointListenerConfiguration:
     tls_identity: TLSIdentity | None = None
     authenticator: ListenerPasswordAuthenticator | ListenerCertificateAuthenticator | None = None
     read_only: bool = False
+    enable_delta_sync: bool = False
     connections_max: int = limits.LISTENER_CONNECTIONS_MAX
     heartbeat: float = limits.HEARTBEAT_S
     key_store: KeyStore | None = None

@@ -373,6 +373,7 @@ class Replicator:
             continuous=configuration.continuous,
             reset_checkpoint=self._reset_checkpoint,
             compression=configuration.compression,
+            deltas=configuration.enable_delta_sync and configuration.database.delta_sync,
             names_collections=self._names_collections,
         )
         return ActiveSession(

@@ -60,7 +60,8 @@ class ReplicatorConfiguration:
     it. `network_interface`, a name or an address, is where connections to a URL come from.
     `heartbeat` is the silence in seconds before a ping, `max_attempts` counts connection attempts
     in a row (None: 10 one-shot, unlimited continuous), `max_attempt_wait` is the longest pause
-    between them in seconds.
+    between them in seconds. `enable_delta_sync` sends and takes only what changed in documents,
+    where both databases permit it and the other side enables it too.
     """
 
     target: str | Dial
@@ -77,6 +78,7 @@ class ReplicatorConfiguration:
     heartbeat: float = limits.HEARTBEAT_S
     max_attempts: int | None = None
     max_attempt_wait: float = limits.ATTEMPT_WAIT_S_MAX
+    enable_delta_sync: bool = False
     compression: bool = True
 
     def __post_init__(self) -> None:

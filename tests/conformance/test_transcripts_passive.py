@@ -131,7 +131,7 @@ async def nothing(script, said):
 async def replay(side, script, meanwhile=nothing):
     """Serve one recorded connection; returns what we said and what the recorded peer said."""
     transport, far_end = memory_transport_pair()
-    session = PassiveSession(transport, side.database.collections(), Journal())
+    session = PassiveSession(transport, side.database.collections(), Journal(), deltas=True)
     client = RecordedClient(far_end, script, side.names)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(session.run)
@@ -216,14 +216,13 @@ async def between(s):
 
 
 async def delta(s):
-    """The conversation about deltas, with whole bodies here."""
     await conflict_remote_wins(s)
     await between(s)
-    *pushing, pulling = without_deltas(read_transcript(TRANSCRIPTS / "delta-vv.jsonl"))
-    await converse(s, "delta-vv", adapt=lambda _: pushing)
+    await converse(s, "delta-vv", adapt=lambda scripts: scripts[:3])
+    *_, pulling = without_deltas(read_transcript(TRANSCRIPTS / "delta-vv.jsonl"))
     (edited,) = (said for said in pulling if said.profile == "rev" and not said.is_reply)
     await s.edit(0x18EA7BFA42EE0000, "big0000000", json.loads(edited.message.body))
-    await converse(s, "delta-vv", adapt=lambda _: [pulling])
+    await converse(s, "delta-vv", adapt=lambda scripts: scripts[3:])
 
 
 def with_echoes(script):

@@ -178,6 +178,32 @@ async def test_only_the_direction_asked_for_is_synced(cli: CommandLine) -> None:
         assert messages.endswith("Documents: 0 pushed, 1 pulled.\n")
 
 
+async def test_edits_go_as_deltas_where_both_sides_are_told_so(cli: CommandLine) -> None:
+    fields = {f"f{number}": "x" * 20 for number in range(50)}
+
+    async def edit(n: int) -> None:
+        await cli.run("put", "till.p2p", "a", orjson.dumps({"n": n, **fields}).decode())
+
+    async with cli.listening("shop.p2p", "--delta") as (_, url):
+        await edit(1)
+        _, messages = await cli.run("sync", "till.p2p", url, *ACCESS, "--delta")
+        assert messages.endswith("Documents: 1 pushed, 0 pulled.\n")
+        await edit(2)
+        _, messages = await cli.run("sync", "till.p2p", url, *ACCESS, "--delta")
+        saved = len(orjson.dumps({"n": 2, **fields})) - len(b'{"n":2}')
+        told = f"Of these as deltas: 1 pushed, 0 pulled, {saved:,} bytes saved.\n"
+        assert messages.endswith(told)
+        await edit(3)
+        output, _ = await cli.run("sync", "till.p2p", url, *ACCESS, "--delta", "--json")
+        statistics = orjson.loads(output)["statistics"]
+        counts = [statistics[name] for name in ("deltas_sent", "deltas_received")]
+        assert [*counts, statistics["delta_bytes_saved"]] == [1, 0, saved]
+        await edit(4)
+        output, _ = await cli.run("sync", "till.p2p", url, *ACCESS, "--json")
+        assert orjson.loads(output)["statistics"]["deltas_sent"] == 0
+    await cli.run("compare", "shop.p2p", "till.p2p")
+
+
 async def test_the_certificate_that_listen_tells_of_can_be_pinned(cli: CommandLine) -> None:
     access = ["--user", "ann:s3cret", "--pin"]
     async with cli.open("listen", "shop.p2p", *LISTEN, "--json") as listener:

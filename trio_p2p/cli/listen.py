@@ -25,6 +25,7 @@ from trio_p2p.cli.options import (
     Credentials,
     collections_option,
     database_argument,
+    delta_option,
     identity_option,
     json_option,
     keys_option,
@@ -54,6 +55,7 @@ from trio_p2p.transport.base import open_services
     "--no-tls", is_flag=True, help="Listen without TLS: everything can be read on the way."
 )
 @click.option("--read-only", is_flag=True, help="Let others pull, but not push.")
+@delta_option
 @collections_option
 @json_option
 def listen(
@@ -66,6 +68,7 @@ def listen(
     keys: Path | None,
     no_tls: bool,
     read_only: bool,
+    delta: bool,
     collections: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -82,7 +85,7 @@ def listen(
     shown = None if identity is None else load_identity(identity, keys)
 
     async def command(stop: Stop) -> None:
-        async with open_database(database) as db:
+        async with open_database(database, delta_sync=delta) as db:
             configuration = URLEndpointListenerConfiguration(
                 collections=await make_collections(db, collections) or db.collections(),
                 port=port,
@@ -92,6 +95,7 @@ def listen(
                 authenticator=authenticator,
                 read_only=read_only,
                 key_store=None if keys is None else open_key_store(keys),
+                enable_delta_sync=delta,
             )
             async with open_listener(configuration) as listener:
                 _announce(listener, as_json)

@@ -118,6 +118,11 @@ collections_option = click.option(
     help="A collection to replicate; may be repeated. It is made if it is missing.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+delta_option = click.option(
+    "--delta",
+    is_flag=True,
+    help="Send and take only what changed in documents, if the peer does so too.",
+)
 user_option = click.option(
     "--user",
     metavar="NAME[:PASSWORD]",

@@ -29,6 +29,7 @@ from trio_p2p.cli.options import (
     Credentials,
     collections_option,
     database_argument,
+    delta_option,
     identity_option,
     json_option,
     keys_option,
@@ -91,6 +92,7 @@ def _read_roots(ctx: click.Context, parameter: click.Parameter, value: Path | No
     help="Connection attempts in a row; 3 unless told, with --continuous unlimited.",
 )
 @click.option("--reset-checkpoint", is_flag=True, help="Start over: compare all documents again.")
+@delta_option
 @collections_option
 @json_option
 def sync(
@@ -107,6 +109,7 @@ def sync(
     keys: Path | None,
     attempts: int | None,
     reset_checkpoint: bool,
+    delta: bool,
     collections: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -120,7 +123,7 @@ def sync(
     kinds = {(True, False): ReplicatorType.PUSH, (False, True): ReplicatorType.PULL}
 
     async def command(stop: Stop) -> None:
-        async with open_database(database) as db:
+        async with open_database(database, delta_sync=delta) as db:
             configuration = ReplicatorConfiguration(
                 target=url,
                 collections=await make_collections(db, collections) or [db.default_collection],
@@ -130,6 +133,7 @@ def sync(
                 pinned_server_certificate=pin,
                 accept_only_self_signed_server_certificate=self_signed,
                 trusted_root_certificates=ca,
+                enable_delta_sync=delta,
                 max_attempts=attempts or (None if continuous else limits.SYNC_ATTEMPTS_ONE_SHOT),
             )
             replicator = await follow(configuration, stop, reset_checkpoint=reset_checkpoint)
@@ -232,8 +236,14 @@ def _counts(result: ReplicatorResult) -> str:
 def _report(result: ReplicatorResult, as_json: bool) -> None:
     if as_json:
         emit(_result_json(result))
-    else:
-        tell(f"Documents: {_counts(result)}.")
+        return
+    tell(f"Documents: {_counts(result)}.")
+    statistics = result.statistics
+    if statistics.deltas_sent or statistics.deltas_received:
+        tell(
+            f"Of these as deltas: {statistics.deltas_sent:,} pushed, {statistics.deltas_received:,}"
+            f" pulled, {statistics.delta_bytes_saved:,} bytes saved."
+        )
 
 
 def _result_json(result: ReplicatorResult) -> dict[str, Any]:

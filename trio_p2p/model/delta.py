@@ -24,11 +24,13 @@ import orjson
 
 from trio_p2p import limits
 from trio_p2p.errors import BlobNotFoundError, DeltaError, InvalidDocumentError
-from trio_p2p.model.codec import decode_body, encode_body, parse_json
+from trio_p2p.model.blob import ATTACHMENTS
+from trio_p2p.model.codec import RESERVED_KEYS, decode_body, encode_body, parse_json
 from trio_p2p.model.text_edits import Effort, apply_edits, make_edits
 
 _ITEM: Final = re.compile(r"(0|[1-9][0-9]{0,8})(-?)")
 _EDITS: Final = 2
+_RESERVED: Final = RESERVED_KEYS - {ATTACHMENTS}
 # A value is written in about the time in which so much of a text is searched.
 _BYTES_PER_STEP: Final = 8
 
@@ -46,7 +48,8 @@ def body_delta(old: bytes, new: bytes) -> bytes:
 def patch_body(base: bytes, delta: bytes) -> bytes:
     """Apply a delta that came as JSON to an encoded body; returns the new body, encoded.
 
-    Whether a database holds the blobs it names is not known here.
+    A base may have attachments of the older kind, but they are not changed by a delta. Whether a
+    database holds the blobs it names is not known here.
 
     Raises: DeltaError.
     """
@@ -57,7 +60,11 @@ def patch_body(base: bytes, delta: bytes) -> bytes:
     except InvalidDocumentError as exc:
         raise DeltaError(exc.message) from exc
     try:
-        return encode_body(apply_delta(decode_body(base), changes))
+        old = decode_body(base)
+        new = apply_delta(old, changes)
+        if new.get(ATTACHMENTS) != old.get(ATTACHMENTS):
+            raise DeltaError("a delta of attachments")
+        return encode_body(new, reserved=_RESERVED)
     except (InvalidDocumentError, BlobNotFoundError) as exc:
         raise DeltaError("a delta does not yield a body") from exc
 

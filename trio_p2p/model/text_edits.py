@@ -103,8 +103,6 @@ def apply_edits(old: str, edits: str, effort: Effort) -> str:
         if match[2] == b"=":
             pieces.append(source[at : at + count])
         at += count
-        if at > len(source):
-            break
     if at != len(source):
         raise DeltaError("edits for a text of another length", bytes=len(source))
     try:
@@ -167,9 +165,6 @@ def _passage(old: str, new: str, stretch: _Change, effort: Effort) -> tuple[int,
     """Where a passage begins that occurs once in either side of a stretch, if one is found."""
     old_start, old_end, new_start, new_end = stretch
     letters = old_end - old_start
-    # Both halves must be a good deal shorter, or there would be no end to halving.
-    if letters < 8 * _PASSAGE_LETTERS:
-        return None
     for eighths in _PASSAGE_PLACES:
         at = old_start + letters * eighths // 8
         passage = old[at : at + _PASSAGE_LETTERS]

@@ -108,7 +108,7 @@ class Feeder:
         answers = await pending.wait()
         in_flight.release()
         promises = [
-            Promise(change.document_id, change.revision_id, change.sequence)
+            Promise(change.document_id, change.revision_id, change.sequence, answer.ancestors)
             for change, answer in zip(offered, answers, strict=True)
             if answer is not None
         ]

@@ -21,6 +21,7 @@ from trio_p2p.model.conflict import (
 )
 from trio_p2p.model.document import Revision
 from trio_p2p.replication.blob_fetcher import STATUS_FULL, BlobFetcher
+from trio_p2p.replication.deltas import Restorer
 from trio_p2p.replication.filters import Filter
 from trio_p2p.replication.knowledge import RemoteKnowledge
 from trio_p2p.replication.link import Link
@@ -63,7 +64,7 @@ class _Arrived:
 
 
 class Inserter:
-    """Stores what arrives in one collection, after the blobs it names.
+    """Stores what arrives in one collection, with whole bodies and after the blobs it names.
 
     On the active side (`knowledge` given) a conflicting revision is kept for the resolver; on the
     passive side it is refused, and the peer resolves.
@@ -81,6 +82,7 @@ class Inserter:
         self._unfiltered: deque[_Arrived] = deque()
         self._link = link
         self._knowledge = knowledge
+        self._restorer = Restorer(link)
         self._fetcher = BlobFetcher(link)
         self._fetching = 0
         self._arrived: deque[_Arrived] = deque()
@@ -91,14 +93,28 @@ class Inserter:
     @property
     def backlog(self) -> int:
         """Revisions that arrived and are not stored yet."""
-        return self._filtering + self._fetching + len(self._arrived) + self._storing
+        in_memory = len(self._arrived) + self._storing
+        return self._restorer.backlog + self._filtering + self._fetching + in_memory
 
     def add(self, sent: SentRevision, on_inserted: OnInserted, *, may_revive: bool = False) -> None:
         """Queue a revision. `on_inserted` is called once its fate is durable; it must not block.
 
-        `may_revive`: its proposal named no parent, so it may follow on a tombstone here.
+        `may_revive`: its proposal named no parent, so it may follow on a tombstone here. A delta
+        that does not yield a body is answered with STATUS_UNPROCESSABLE: the body will follow.
         """
-        arrived = _Arrived(sent, may_revive, on_inserted)
+
+        def on_restored(sent: SentRevision, failure: RevisionOutcome | None) -> None:
+            if failure is not None:
+                on_inserted(Insertion(failure))
+            else:
+                self._filter_or_fetch(_Arrived(sent, may_revive, on_inserted))
+
+        if sent.delta is not None:
+            self._restorer.restore(sent, sent.delta, on_restored)
+        else:
+            on_restored(sent, None)
+
+    def _filter_or_fetch(self, arrived: _Arrived) -> None:
         if self._filter is None:
             self._fetch_blobs(arrived)
         else:
@@ -155,11 +171,12 @@ class Inserter:
         self._link.pulse.notify()
 
     async def run(self) -> None:
-        """Fetch blobs and store batches for ever. Raises ConnectionLostError.
+        """Make bodies, fetch blobs and store batches for ever. Raises ConnectionLostError.
 
         Cancelling: the batch being committed is finished.
         """
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._restorer.run)
             nursery.start_soon(self._fetcher.run)
             if self._filter is not None:
                 nursery.start_soon(self._filter_all, self._filter)
@@ -182,6 +199,9 @@ class Inserter:
             finally:
                 self._storing = 0
             for arrived, insertion in zip(batch, insertions, strict=True):
+                delta = arrived.sent.delta
+                if delta is not None and not insertion.outcome.failed:
+                    self._link.journal.delta_received(delta.bytes_saved)
                 arrived.on_inserted(insertion)
             self._link.pulse.notify()
 

@@ -75,6 +75,14 @@ class Journal:
         self._resolved += 1
         self._on_change()
 
+    def delta_sent(self, bytes_saved: int) -> None:
+        """The peer took a revision that was sent as a delta."""
+        self._add(deltas_sent=1, delta_bytes_saved=bytes_saved)
+
+    def delta_received(self, bytes_saved: int) -> None:
+        """A revision that came as a delta was stored, or turned out to be here."""
+        self._add(deltas_received=1, delta_bytes_saved=bytes_saved)
+
     def blob_received(self) -> None:
         """A blob is here, whole."""
         self._add(blobs_received=1)

@@ -7,7 +7,7 @@ the list that opened the session. Sequences of the other side are opaque JSON te
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from trio_p2p.ids import DocumentID
@@ -152,13 +152,29 @@ class ProposalsReply:
 
 
 @dataclass(frozen=True, slots=True)
+class Delta:
+    """A body told as what changed since a base: another revision, which the receiver holds.
+
+    `content` is in the profile's form, and by `bytes_saved` shorter than the body would be.
+    """
+
+    base: RevisionID
+    content: bytes
+    bytes_saved: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class SentRevision:
-    """A revision on its way. `replaced` names the promised one that it stands in for."""
+    """A revision on its way. `replaced` names the promised one that it stands in for.
+
+    What arrives with a `delta` is without its body until that is made from it.
+    """
 
     document_id: DocumentID
     sequence: RemoteSequence
     revision: Revision
     replaced: RevisionID | None = None
+    delta: Delta | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from trio_p2p.model.conflict import ProposalStatus, judge_proposal
 from trio_p2p.peer import Peer
 from trio_p2p.replication.blob_server import BlobServer
 from trio_p2p.replication.checkpoint import Checkpoint
+from trio_p2p.replication.deltas import STATUS_UNPROCESSABLE
 from trio_p2p.replication.failure import replication_error
 from trio_p2p.replication.feeder import Feeder
 from trio_p2p.replication.inserter import Inserter, Insertion
@@ -84,8 +85,12 @@ class PassiveSession:
         budget: Budget | None = None,
         *,
         read_only: bool = False,
+        deltas: bool = False,
     ) -> None:
-        """`budget` is what the peers of all sessions together may make us hold."""
+        """`budget` is what the peers of all sessions together may make us hold.
+
+        `deltas` enables them, if the peer does so too.
+        """
         self._read_only = read_only
         self._transport = transport
         self._collections = {collection.full_name: collection for collection in collections}
@@ -93,7 +98,7 @@ class PassiveSession:
         self._journal = journal
         self._pulse = Pulse()
         self._peer = Peer(transport, budget=budget)
-        self._profile = CouchbaseProfile(self._peer, self._handle, active=False)
+        self._profile = CouchbaseProfile(self._peer, self._handle, active=False, deltas=deltas)
         self._blob_server = BlobServer(self._engine, self._profile, journal)
         self._parts: list[_Part] = []
         self._tasks: trio.Nursery | None = None
@@ -286,7 +291,8 @@ class PassiveSession:
 
         def on_inserted(sent: SentRevision, insertion: Insertion) -> None:
             outcomes.append(insertion.outcome)
-            self._tell(part, sent, insertion.outcome)
+            if insertion.outcome.status != STATUS_UNPROCESSABLE:
+                self._tell(part, sent, insertion.outcome)
             if len(outcomes) == len(request.revisions):
                 respond(RevisionsReply(tuple(outcomes)))
             self._answer_proposals(part)

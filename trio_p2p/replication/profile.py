@@ -56,6 +56,16 @@ class Profile(Protocol):
         """Whether the peer takes a newer revision in place of the promised one."""
         ...
 
+    @property
+    def deltas_taken(self) -> bool:
+        """Whether deltas are enabled on this side."""
+        ...
+
+    @property
+    def deltas_wanted(self) -> bool:
+        """Whether they are enabled on both sides, as far as the peer has told."""
+        ...
+
     async def get_collections(self, request: GetCollections) -> CollectionsReply: ...
 
     async def get_checkpoint(self, collection: int, client: str) -> HeldCheckpoint | None: ...

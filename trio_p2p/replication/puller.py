@@ -13,6 +13,7 @@ from trio_p2p.errors import ClockSkewError, PeerError, TrioP2PError
 from trio_p2p.ids import DocumentID
 from trio_p2p.model.version import RevisionID, Version
 from trio_p2p.replication.checkpoint import RemoteSequences
+from trio_p2p.replication.deltas import STATUS_UNPROCESSABLE
 from trio_p2p.replication.filters import Filter
 from trio_p2p.replication.inserter import STATUS_LATER, Inserter, Insertion
 from trio_p2p.replication.knowledge import RemoteKnowledge
@@ -33,7 +34,7 @@ from trio_p2p.replication.messages import (
 )
 from trio_p2p.replication.resolver import Resolver
 from trio_p2p.replication.status import Direction
-from trio_p2p.store import conflicts, documents
+from trio_p2p.store import bases, conflicts, documents
 from trio_p2p.store.transaction import ReadTransaction
 
 logger = logging.getLogger(__name__)
@@ -157,7 +158,8 @@ class Puller:
         outcomes: list[RevisionOutcome] = []
 
         def on_inserted(sent: SentRevision, insertion: Insertion) -> None:
-            self._inserted(sent, insertion)
+            if insertion.outcome.status != STATUS_UNPROCESSABLE:
+                self._inserted(sent, insertion)
             outcomes.append(insertion.outcome)
             if len(outcomes) == len(request.revisions):
                 respond(RevisionsReply(tuple(outcomes)))
@@ -209,7 +211,9 @@ class Puller:
         self._requested[change.sequence] = change.document_id
         ancestors: list[RevisionID] = [] if head is None else [head.revision.id]
         if head is not None and known is not None and known not in ancestors:
-            ancestors.append(known)
+            base = bases.get(txn, self._link.number, change.document_id, known)
+            # A delta may start from it, if its body was kept.
+            ancestors += [known] if base is not None else []
         return Wanted(tuple(ancestors))
 
     def _held(self, change: OfferedChange, known: RevisionID | None) -> None:

@@ -260,11 +260,13 @@ class Pusher:
             proposals = [_proposal(row, parent) for row, parent in rows]
             answers = await self._link.profile.propose(self._link.index, proposals)
             again: list[_Row] = []
-            for (row, _), answer in zip(rows, answers, strict=True):
+            for (row, parent), answer in zip(rows, answers, strict=True):
                 if answer.status == 0:
-                    wanted.append(Promise(row.document_id, row.revision_id, str(row.sequence)))
-                elif (parent := self._better_parent(row, answer)) is not None:
-                    again.append((row, parent))
+                    held = () if parent is None else (parent,)
+                    promise = Promise(row.document_id, row.revision_id, str(row.sequence), held)
+                    wanted.append(promise)
+                elif (better := self._better_parent(row, answer)) is not None:
+                    again.append((row, better))
                 else:
                     self._answered(row, answer)
             rows = again

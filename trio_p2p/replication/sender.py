@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import trio
 
 from trio_p2p import limits
 from trio_p2p.ids import DocumentID
+from trio_p2p.model.document import Revision
 from trio_p2p.model.version import RevisionID
+from trio_p2p.replication import deltas
 from trio_p2p.replication.link import Link
 from trio_p2p.replication.messages import (
     NoRevision,
@@ -31,6 +35,16 @@ class Promise:
     document_id: DocumentID
     revision_id: RevisionID
     sequence: RemoteSequence
+    held: tuple[RevisionID, ...] = ()
+    """Other revisions of the document that the other side holds, for a delta to start from."""
+
+
+class _Outgoing(NamedTuple):
+    """A promise about to be kept, and what a delta can start from."""
+
+    promise: Promise
+    sent: SentRevision
+    base: Revision | None
 
 
 OnSettled = Callable[[Promise, SentRevision | None, RevisionOutcome], None]
@@ -52,9 +66,10 @@ class Sender:
 
     async def send(self, promises: Sequence[Promise], on_settled: OnSettled) -> None:
         """Send revisions as the window allows. Cancelling: those already sent stay sent."""
-        for start in range(0, len(promises), _SLICE):
+        waiting = deque(promises)
+        while waiting:
             await self._link.pulse.until(self._has_room)
-            self._send_slice(promises[start : start + _SLICE], on_settled)
+            await self._send_slice(self._read_slice(waiting, on_settled), on_settled)
             await trio.lowlevel.checkpoint()
 
     def _has_room(self) -> bool:
@@ -63,24 +78,37 @@ class Sender:
             and self._unanswered_bytes < limits.REVISION_BYTES_UNANSWERED_MAX
         )
 
-    def _send_slice(self, promises: Sequence[Promise], on_settled: OnSettled) -> None:
-        outgoing: list[tuple[Promise, SentRevision]] = []
+    def _read_slice(self, waiting: deque[Promise], on_settled: OnSettled) -> list[_Outgoing]:
+        """Take the next promises, and read what they are about; less of them if that is much."""
+        outgoing: list[_Outgoing] = []
         with self._link.engine.read() as txn:
-            for promise in promises:
+            while (
+                waiting
+                and len(outgoing) < _SLICE
+                and self._unanswered_bytes < limits.REVISION_BYTES_UNANSWERED_MAX
+            ):
+                promise = waiting.popleft()
                 sent = self._read(txn, promise)
                 if sent is None:
                     self._withhold(promise)
                     on_settled(promise, None, RevisionOutcome(404))
-                else:
-                    outgoing.append((promise, sent))
-        if not outgoing:
-            return
-        by_sequence = {promise.sequence: promise for promise, _ in outgoing}
-        for _, sent in outgoing:
-            self._unanswered += 1
-            self._unanswered_bytes += len(sent.revision.body)
+                    continue
+                self._unanswered += 1
+                self._unanswered_bytes += len(sent.revision.body)
+                base = deltas.find_base(txn, self._link, sent, promise.held)
+                outgoing.append(_Outgoing(promise, sent, base))
+        return outgoing
+
+    async def _send_slice(self, outgoing: Sequence[_Outgoing], on_settled: OnSettled) -> None:
+        by_sequence = {promise.sequence: promise for promise, _, _ in outgoing}
 
         def on_outcome(sent: SentRevision, outcome: RevisionOutcome) -> None:
+            if sent.delta is not None:
+                if outcome.status == deltas.STATUS_UNPROCESSABLE:
+                    send([replace(sent, delta=None)])
+                    return
+                if not outcome.failed:
+                    self._link.journal.delta_sent(sent.delta.bytes_saved)
             self._unanswered -= 1
             self._unanswered_bytes -= len(sent.revision.body)
             on_settled(by_sequence[sent.sequence], sent, outcome)
@@ -88,8 +116,21 @@ class Sender:
             if self._unanswered % _SLICE == 0:
                 self._link.pulse.notify()
 
-        revisions = [sent for _, sent in outgoing]
-        self._link.profile.send_revisions(self._link.index, revisions, on_outcome)
+        def send(revisions: Sequence[SentRevision]) -> None:
+            self._link.profile.send_revisions(self._link.index, revisions, on_outcome)
+
+        if outgoing:
+            send([await self._with_delta(sent, base) for _, sent, base in outgoing])
+
+    async def _with_delta(self, sent: SentRevision, base: Revision | None) -> SentRevision:
+        """The same revision, as what changed since the base if that is worth it."""
+        if base is None:
+            return sent
+        if len(base.body) + len(sent.revision.body) <= limits.DELTA_BYTES_IN_PLACE_MAX:
+            await trio.lowlevel.checkpoint()
+            return replace(sent, delta=deltas.make(base, sent.revision))
+        delta = await self._link.engine.run_aside(deltas.make, base, sent.revision)
+        return replace(sent, delta=delta)
 
     def _read(self, txn: ReadTransaction, promise: Promise) -> SentRevision | None:
         """The promised revision, or what has taken its place if the other side takes that."""

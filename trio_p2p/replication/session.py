@@ -99,8 +99,8 @@ class Plan:
 
     `target` names the peer as long as its database's UUID is not known: its URL, mostly. Where
     neither is known, only checkpoints are remembered: both sides must agree on them.
-    `names_collections`: False speaks as Couchbase Lite does up to 3.3 where it replicates nothing
-    but the default collection.
+    `deltas` enables them, if the peer does so too. `names_collections`: False speaks as Couchbase
+    Lite does up to 3.3 where it replicates nothing but the default collection.
     """
 
     target: str | None
@@ -110,6 +110,7 @@ class Plan:
     continuous: bool = False
     reset_checkpoint: bool = False
     compression: bool = True
+    deltas: bool = False
     names_collections: bool = True
 
 
@@ -179,7 +180,11 @@ class ActiveSession:
         self._pulse = Pulse()
         self._peer = Peer(transport, compression=plan.compression)
         self._profile = CouchbaseProfile(
-            self._peer, self._handle, active=True, names_collections=plan.names_collections
+            self._peer,
+            self._handle,
+            active=True,
+            deltas=plan.deltas,
+            names_collections=plan.names_collections,
         )
         self._blob_server = BlobServer(self._engine, self._profile, journal)
         self._services: trio.Nursery | None = None

@@ -72,7 +72,10 @@ class ReplicatorStatistics:
     `documents_offered` counts the revisions that either side offered to the other, less our own
     that come back to us;
     `documents_pushed` and `documents_pulled` those that the receiving side stored. Blobs count once
-    they went whole, their bytes as they go.
+    they went whole, their bytes as they go. `deltas_sent` and `deltas_received` count the revisions
+    that went as what changed in them, and that the receiving side took. `delta_bytes_saved` is by
+    how much both made the bodies of messages shorter: each body as this side writes it as JSON,
+    less its delta, before compression.
     """
 
     documents_pushed: int = 0
@@ -80,6 +83,9 @@ class ReplicatorStatistics:
     documents_offered: int = 0
     documents_failed: int = 0
     conflicts_resolved: int = 0
+    deltas_sent: int = 0
+    deltas_received: int = 0
+    delta_bytes_saved: int = 0
     blobs_sent: int = 0
     blobs_received: int = 0
     blob_bytes_sent: int = 0

@@ -77,6 +77,7 @@ async def open_database(
     create: bool = True,
     map_size_max: int = limits.MAP_SIZE_BYTES_DEFAULT,
     durable: bool = True,
+    delta_sync: bool = False,
     clock: Callable[[], int] = time.time_ns,
 ) -> AsyncIterator[Database]:
     """Open the database in a directory, which is made with its parents if missing.
@@ -85,8 +86,9 @@ async def open_database(
     and for checkpoints. Where addresses are too scarce for that (a 32-bit system, `ulimit -v`) the
     limit is lowered, as `statistics` tells. If it is not `durable`, writes do not wait for the
     disk: all survive the death of the process, but a power cut takes those of about the last second
-    with it, and the database takes a new identity then. `clock` reads the wall clock in nanoseconds
-    since 1970.
+    with it, and the database takes a new identity then. `delta_sync` permits replications to
+    send and take only what changed in documents, where they enable it too. `clock` reads the wall
+    clock in nanoseconds since 1970.
 
     Leaving the block stops the listeners and replicators that still use the database, finishes the
     writes that were begun, then closes; what the body raises leaves as it was.
@@ -100,14 +102,14 @@ async def open_database(
     opening = open_engine(
         path, create=create, map_size_max=map_size_max, durable=durable, clock=clock
     )
-    async with opening as engine, open_facade(engine) as database:
+    async with opening as engine, open_facade(engine, delta_sync=delta_sync) as database:
         yield database
 
 
 @asynccontextmanager
-async def open_facade(engine: Engine) -> AsyncIterator[Database]:
+async def open_facade(engine: Engine, *, delta_sync: bool = False) -> AsyncIterator[Database]:
     """The facade of an open store; leaving the block ends what works on it in the background."""
-    database = Database(engine)
+    database = Database(engine, delta_sync=delta_sync)
     try:
         yield database
     finally:
@@ -118,9 +120,11 @@ async def open_facade(engine: Engine) -> AsyncIterator[Database]:
 class Database:
     """An open database; `open_database` makes one."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, delta_sync: bool = False) -> None:
         self.engine = engine
         """The store beneath, for the sync engine."""
+        self.delta_sync = delta_sync
+        """Whether replications may send and take only what changed in documents."""
         self.services = Services(engine)
         """What works on it in the background, for the sync engine."""
         self._collections: dict[int, Collection] = {}

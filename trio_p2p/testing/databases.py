@@ -27,6 +27,7 @@ async def open_test_database(
     *,
     create: bool = True,
     map_size_max: int = limits.MAP_SIZE_BYTES_DEFAULT,
+    delta_sync: bool = False,
     clock: Callable[[], int] = time.time_ns,
 ) -> AsyncIterator[Database]:
     """As `open_database`, without threads and without waiting for the disk."""
@@ -38,7 +39,7 @@ async def open_test_database(
         run_sync=run_in_place,
         sync=False,
     )
-    async with opening as engine, open_facade(engine) as database:
+    async with opening as engine, open_facade(engine, delta_sync=delta_sync) as database:
         yield database
 
 

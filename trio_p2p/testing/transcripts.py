@@ -24,10 +24,10 @@ from trio_p2p.store.engine import Engine
 BINARY = 2
 """The WebSocket opcode of BLIP frames."""
 
-# Deltas and access revocation are not announced; the UUID in the reply to getCollections is ours
+# Access revocation is not announced; the UUID in the reply to getCollections is ours
 # alone, and that in the request names a database.
 # `activeOnly` is never asked for here: see docs/decisions/0004.
-_PROPERTIES_ASIDE = frozenset({"activeOnly", "deltas", "revocations", "uuid"})
+_PROPERTIES_ASIDE = frozenset({"activeOnly", "revocations", "uuid"})
 # Where the rows of a listing end with the size of a body: we count CBOR.
 _SIZE_COLUMN = {"changes": 4, "proposeChanges": 3}
 _COUNTER_MASK = 0xFFFF

@@ -388,7 +388,7 @@ def test_what_does_not_fit_is_refused(delta):
         b'{"a":NaN}',
         b'{"a":"\\ud800"}',
         b'{"_id":1}',
-        b'{"a":{"@type":"blob"}}',
+        b'{"a":[{"@type":"blob","digest":"sha1-x"}]}',
         b'{"a":9223372036854775808}',
         b'{"a":1e999}',
         b'{"a":[' + b"[" * limits.BODY_DEPTH_MAX + b"]" * limits.BODY_DEPTH_MAX + b"]}",
@@ -400,6 +400,20 @@ def test_what_does_not_fit_is_refused(delta):
 def test_what_yields_no_body_is_refused(delta):
     with pytest.raises(DeltaError):
         patch_body(encode_body({"a": 1}), delta)
+
+
+def test_attachments_of_the_older_kind_stay_as_they_are():
+    held = {"a": 1, "_attachments": {"old": {"digest": "sha1-x"}}}
+    base = encode_body(held, reserved=frozenset())
+    assert decode_body(patch_body(base, b'{"a":2}')) == held | {"a": 2}
+    for delta in (
+        b'{"_attachments":[]}',
+        b'{"_attachments":{"blob_/a":[{"stub":true}]}}',
+        b'[{"a":1}]',
+        b'[{"a":1,"_attachments":{}}]',
+    ):
+        with pytest.raises(DeltaError):
+            patch_body(base, delta)
 
 
 def test_a_delta_that_makes_a_body_too_large_is_refused(monkeypatch):

@@ -5,6 +5,7 @@ import string
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rapidfuzz.distance import Levenshtein
 
 from trio_p2p import limits
 from trio_p2p.errors import DeltaError
@@ -127,10 +128,17 @@ def test_long_texts_that_share_nothing_are_replaced():
     assert made(old, new) == f"50000-50000+{new}|"
 
 
-def test_repeated_passages_are_no_landmarks():
+def test_a_passage_that_occurs_twice_does_not_mislead():
+    """The middle of what differs lies where it stands for the second time."""
+    twice, between, last = map(long_text, (1, 2, 3), (8_000, 500, 8_000))
+    old = twice + between + twice + last
+    new = f"#{twice}{between}#{twice}{last}#"
+    assert len(made(old, new)) < 4 * len("100000=1+#|")
+
+
+def test_a_text_that_repeats_itself_has_no_landmarks():
     old = "one two three four five six seven " * 2_000
-    new = "zero " + old[:-6] + "eight "
-    made(old, new)
+    made(old, "zero " + old[:-6] + "eight ")
 
 
 class CountedEffort(Effort):
@@ -150,16 +158,32 @@ class CountedEffort(Effort):
     ("old", "new"),
     [
         (long_text(1, 3_000_000), long_text(2, 3_000_000)),
+        (long_text(1, 20_000), long_text(2, 20_000)),
         ("a" * 3_000_000, "b" + "ab" * 1_500_000 + "b"),
         (long_text(1, 3_000_000), punched(long_text(1, 3_000_000), 30)),
         (long_text(1, 3_000_000), punched(long_text(1, 3_000_000), 300)),
     ],
-    ids=["nothing in common", "all the same", "changed all over", "changed often"],
+    ids=[
+        "nothing in common",
+        "nothing of less",
+        "all the same",
+        "changed all over",
+        "changed often",
+    ],
 )
-def test_no_two_texts_take_more_than_the_effort_given(old, new):
+def test_no_two_texts_take_more_than_the_effort_given(old, new, monkeypatch):
+    compared = []
+
+    def noting(first, second):
+        compared.append(len(first) * len(second))
+        return opcodes(first, second)
+
+    opcodes = Levenshtein.opcodes
+    monkeypatch.setattr(Levenshtein, "opcodes", noting)
     effort = CountedEffort(limits.DELTA_STEPS_MAX)
     assert apply_edits(old, make_edits(old, new, effort), plenty()) == new
     assert effort.asked <= limits.DELTA_STEPS_MAX
+    assert max(compared, default=0) <= limits.DELTA_CELLS_MAX
 
 
 # --- Applying -------------------------------------------------------------------------------------

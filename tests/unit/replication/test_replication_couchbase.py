@@ -25,6 +25,7 @@ from trio_p2p.replication.messages import (
     Accepted,
     CheckpointSaved,
     CollectionsReply,
+    Delta,
     GetCheckpoint,
     GetCollections,
     HeldCheckpoint,
@@ -72,10 +73,10 @@ DEEP = b"[" * 300 + b"]" * 300
 class Side:
     """A peer with its profile, which notes what it is asked and answers from a list."""
 
-    def __init__(self, transport, *, active):
+    def __init__(self, transport, *, active, deltas):
         self.transport = transport
         self.peer = Peer(transport)
-        self.profile = CouchbaseProfile(self.peer, self._handle, active=active)
+        self.profile = CouchbaseProfile(self.peer, self._handle, active=active, deltas=deltas)
         self.asked = []
         self.answers = []
         self.raw_answer = None
@@ -95,9 +96,10 @@ class Side:
 
 
 @asynccontextmanager
-async def open_sides():
+async def open_sides(*, deltas_here=False, deltas_there=False):
     ours, theirs = memory_transport_pair()
-    active, passive = Side(ours, active=True), Side(theirs, active=False)
+    active = Side(ours, active=True, deltas=deltas_here)
+    passive = Side(theirs, active=False, deltas=deltas_there)
     async with trio.open_nursery() as nursery:
         for side in (active, passive):
             nursery.start_soon(side.peer.run, side.on_request)
@@ -256,8 +258,7 @@ async def test_offered_changes_go_over_with_the_answers(active, passive):
     active.answers = [OffersReply((None, Wanted((V1, TREE)), None))]
     answers = await passive.profile.offer(1, OFFERS).wait()
     assert active.asked == [OfferChanges(1, OFFERS)]
-    # Ancestors are for senders of deltas only.
-    assert answers == [None, Wanted(), None]
+    assert answers == [None, Wanted((V1, TREE)), None]
     assert passive.profile.replacements_wanted
 
 
@@ -299,6 +300,38 @@ async def test_a_revision_goes_over(active, passive, revision, replaced):
     active.profile.send_revisions(1, [sent], lambda sent, outcome: None)
     await wait_all_tasks_blocked()
     assert passive.asked == [SendRevisions(1, (sent,))]
+
+
+async def test_a_delta_goes_over_in_place_of_the_body(active, passive):
+    sent = SentRevision(OTHER, "7", EDIT, V1, Delta(V1, b'{"n":1}', 99))
+    active.profile.send_revisions(1, [sent], lambda sent, outcome: None)
+    await wait_all_tasks_blocked()
+    arrived = replace(sent, revision=replace(EDIT, body=EMPTY_BODY))
+    assert passive.asked == [SendRevisions(1, (arrived,))]
+    [heard] = passive.heard
+    assert (heard.properties["deltaSrc"], heard.body) == (str(V1), b'{"n":1}')
+
+
+@pytest.mark.parametrize("here", [True, False])
+@pytest.mark.parametrize("there", [True, False])
+async def test_deltas_are_wanted_where_both_sides_enable_them(here, there):
+    async with open_sides(deltas_here=here, deltas_there=there) as (active, passive):
+        active.answers = [OffersReply((None,))]
+        await passive.profile.offer(0, OFFERS[:1]).wait()
+        passive.answers = [ProposalsReply((ProposalAnswer(0),))]
+        await active.profile.propose(0, PROPOSALS[:1])
+        wanted = (active.profile.deltas_wanted, passive.profile.deltas_wanted)
+        assert wanted == (here and there, here and there)
+
+
+async def test_that_deltas_are_taken_is_told_once_for_each_collection():
+    async with open_sides(deltas_here=True) as (active, passive):
+        told = []
+        for collection in (0, 1, 0, 1):
+            active.answers = [OffersReply((None,))]
+            pending = passive.profile.offer(collection, OFFERS[:1])
+            told.append("deltas" in (await pending.pending.wait()).properties)
+        assert told == [True, True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -410,7 +443,9 @@ async def test_a_conflict_is_told_in_several_forms(active, passive, row, answer)
     ("row", "answer"),
     [
         ([], Wanted()),
-        (["1-aa", str(V1)], Wanted()),
+        (["1-aa", str(V1)], Wanted((TreeRevisionID.parse("1-aa"), V1))),
+        ([str(VersionVector(V1, (), (V2,))), "nonsense", 7], Wanted((V1,))),
+        ([str(V1)] * (limits.ANCESTORS_MAX + 1), Wanted((V1,) * limits.ANCESTORS_MAX)),
         (0, None),
         (None, None),
         (409, None),
@@ -671,7 +706,7 @@ MALFORMED = {
     "rev, not a version": rev(rev="nonsense"),
     "rev, not a history": rev(history="nonsense"),
     "rev, replacing nonsense": rev(replacedRev="nonsense"),
-    "rev, a delta": rev(deltaSrc=str(V2)),
+    "rev, a delta from nonsense": rev(deltaSrc="nonsense"),
     "norev, of no document": message("norev", rev=str(V1)),
     "norev, of no revision": message("norev", id="doc"),
 }
@@ -804,10 +839,7 @@ def test_everything_that_couchbase_lite_was_recorded_to_ask_is_read(path):
                 continue
             reading = Reading()
             reading.profile.on_request(1, said.message)
-            if "deltaSrc" in said.message.properties:
-                assert [refused[:2] for refused in reading.peer.refusals] == [("HTTP", 400)]
-            else:
-                assert len(reading.requests) == 1, said
+            assert len(reading.requests) == 1, said
 
 
 json_values = st.recursive(

@@ -37,6 +37,7 @@ class Subscriber:
 
     def __init__(self):
         self.replacements_wanted = False
+        self.deltas_wanted = False
         # What it answers to each change at once; None: a test answers later.
         self.wants = lambda change: None
         self.answers_at_once = True
@@ -348,10 +349,18 @@ async def test_a_feeder_is_busy_until_every_revision_is_answered(notes, subscrib
     assert not one_shot.busy
 
 
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        # Many small ones may go beyond it by a slice; large ones by one.
+        ("REVISIONS_UNANSWERED_MAX", [50, 100, 120]),
+        ("REVISION_BYTES_UNANSWERED_MAX", list(range(1, 121))),
+    ],
+)
 async def test_a_window_of_unanswered_revisions_is_not_exceeded(
-    notes, subscriber, feeder, nursery, monkeypatch
+    notes, subscriber, feeder, nursery, monkeypatch, limit, expected
 ):
-    monkeypatch.setattr(limits, "REVISION_BYTES_UNANSWERED_MAX", 1)
+    monkeypatch.setattr(limits, limit, 1)
     await put(notes, *(f"doc{n:03}" for n in range(120)))
     subscriber.wants, subscriber.outcome = wants_all, None
     one_shot = feeder()
@@ -362,4 +371,4 @@ async def test_a_window_of_unanswered_revisions_is_not_exceeded(
         subscriber.settle(STORED)
         await wait_all_tasks_blocked()
         counts.append(len(subscriber.sent))
-    assert counts == [50, 100, 120]
+    assert counts == expected

@@ -35,10 +35,12 @@ from trio_p2p.replication.messages import (
     NoRevision,
     OfferChanges,
     OfferedChange,
+    OffersReply,
     OnOutcome,
     Proposal,
     ProposalAnswer,
     ProposeChanges,
+    ProposalsReply,
     Refusal,
     Reply,
     Request,
@@ -71,9 +73,18 @@ class CouchbaseProfile:
     """Writes and reads messages for one peer."""
 
     def __init__(
-        self, peer: Peer, handler: Handler, *, active: bool, names_collections: bool = True
+        self,
+        peer: Peer,
+        handler: Handler,
+        *,
+        active: bool,
+        deltas: bool = False,
+        names_collections: bool = True,
     ) -> None:
-        """`handler` gets the peer's requests; `active` tells which side we are."""
+        """`handler` gets the peer's requests; `active` tells which side we are.
+
+        `deltas` enables them, if the peer does so too.
+        """
         self._peer = peer
         self._handler = handler
         self._active = active
@@ -83,8 +94,17 @@ class CouchbaseProfile:
         self.replacements_wanted = False
         # Whether the peer finds blobs in bodies, or has to be told of them.
         self._blobs_known = False
+        self.deltas_taken = deltas
+        self._deltas_told = False
+        # The collections for which that we take deltas was told: once is enough.
+        self._deltas_announced: set[str] = set()
         # Whether the peer has answered a message about a collection.
         self.is_understood = False
+
+    @property
+    def deltas_wanted(self) -> bool:
+        # A delta does not tell of blobs to a peer that has to be told of them.
+        return self.deltas_taken and self._deltas_told and self._blobs_known
 
     # --- Asking ----------------------------------------------------------------------------------
 
@@ -206,13 +226,17 @@ class CouchbaseProfile:
             properties["noconflicts"] = "1"
         if sent.replaced is not None:
             properties["replacedRev"] = describe(sent.replaced)
+        if sent.delta is not None:
+            properties["deltaSrc"] = describe(sent.delta.base)
+            body = sent.delta.content
+        else:
+            body = body_to_json(revision.body)
+            if not self._blobs_known:
+                body = with_stubs(body)
 
         def on_reply(reply: Message | PeerError | ConnectionLostError) -> None:
             on_outcome(sent, outcome_of(reply))
 
-        body = body_to_json(revision.body)
-        if not self._blobs_known:
-            body = with_stubs(body)
         message = self._message("rev", collection, properties, body, compressed=True)
         self._peer.send(message, on_reply)
 
@@ -258,6 +282,8 @@ class CouchbaseProfile:
             self.replacements_wanted = True
         if values.is_true(properties, "blobs"):
             self._blobs_known = True
+        if values.is_true(properties, "deltas"):
+            self._deltas_told = True
 
     # --- Being asked -----------------------------------------------------------------------------
 
@@ -331,8 +357,17 @@ class CouchbaseProfile:
                     self._peer.refuse(number, "HTTP", status, text)
                 else:
                     self._peer.reply(number, Message({"noop": "true"} if status else {}))
+            case OffersReply() | ProposalsReply():
+                announce = self._announces_deltas(message.properties.get("collection", ""))
+                self._peer.reply(number, write_reply(reply, announce_deltas=announce))
             case _:
                 self._peer.reply(number, write_reply(reply))
+
+    def _announces_deltas(self, collection: str) -> bool:
+        if not self.deltas_taken or collection in self._deltas_announced:
+            return False
+        self._deltas_announced.add(collection)
+        return True
 
 
 def _collection(properties: values.Properties) -> int:

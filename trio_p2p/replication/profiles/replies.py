@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import orjson
 
+from trio_p2p import limits
 from trio_p2p.blip import Message
 from trio_p2p.errors import ConnectionLostError, PeerError, RemoteProtocolError
+from trio_p2p.model.version import RevisionID
 from trio_p2p.replication.messages import (
     AttachmentProof,
     CheckpointSaved,
@@ -22,10 +26,10 @@ from trio_p2p.replication.messages import (
 )
 from trio_p2p.replication.profile import describe
 from trio_p2p.replication.profiles import values
-from trio_p2p.replication.profiles.history import current_revision
+from trio_p2p.replication.profiles.history import current_revision, revision_id
 
 
-def write_reply(reply: Reply) -> Message:
+def write_reply(reply: Reply, *, announce_deltas: bool = False) -> Message:
     match reply:
         case CollectionsReply(checkpoints, database_id):
             properties = {"uuid": str(database_id)} if database_id else {}
@@ -35,19 +39,22 @@ def write_reply(reply: Reply) -> Message:
         case CheckpointSaved(revision):
             return Message({"rev": revision})
         case OffersReply(answers):
-            return _listing_reply([_wanted_row(answer) for answer in answers])
+            return _listing_reply([_wanted_row(answer) for answer in answers], announce_deltas)
         case AttachmentProof(digest):
             return Message({}, digest.encode())
         case ProposalsReply(proposal_answers):
-            return _listing_reply([_status_row(answer) for answer in proposal_answers])
+            rows = [_status_row(answer) for answer in proposal_answers]
+            return _listing_reply(rows, announce_deltas)
         case _:
             return Message({})
 
 
-def _listing_reply(rows: list[Any]) -> Message:
+def _listing_reply(rows: list[Any], announce_deltas: bool) -> Message:
     while rows and rows[-1] == 0:
         rows.pop()
     properties = {"blobs": "true", "sendReplacementRevs": "1"}
+    if announce_deltas:
+        properties["deltas"] = "true"
     return Message(properties, orjson.dumps(rows), compressed=True)
 
 
@@ -80,10 +87,17 @@ def held_checkpoint(item: Any) -> HeldCheckpoint | None:
 
 def change_answer(item: Any) -> Wanted | None:
     if isinstance(item, list):
-        return Wanted()
+        return Wanted(tuple(_ancestors(item)))
     if item is None or isinstance(item, (int, dict)):
         return None
     raise RemoteProtocolError("not an answer to a change", got=type(item).__name__)
+
+
+def _ancestors(texts: list[Any]) -> Iterator[RevisionID]:
+    for text in texts[: limits.ANCESTORS_MAX]:
+        # They but help to save bytes.
+        with suppress(RemoteProtocolError):
+            yield revision_id(text)
 
 
 def proposal_answer(item: Any) -> ProposalAnswer:

@@ -12,6 +12,7 @@ from trio_p2p.blip import Message
 from trio_p2p.errors import RemoteProtocolError
 from trio_p2p.model.document import EMPTY_BODY
 from trio_p2p.replication.messages import (
+    Delta,
     GetAttachment,
     GetCheckpoint,
     GetCollections,
@@ -115,13 +116,13 @@ def _proposal(item: Any) -> Proposal:
 
 def _read_revision(collection: int, message: Message) -> Request:
     properties = message.properties
-    if "deltaSrc" in properties:
-        raise RemoteProtocolError("deltas were not announced")
+    base = properties.get("deltaSrc")
     deleted = values.is_true(properties, "deleted")
+    is_empty = base is not None or (deleted and message.body in (b"", b"{}"))
     revision = read_revision(
         values.required(properties, "rev"),
         properties.get("history", ""),
-        EMPTY_BODY if deleted and message.body in (b"", b"{}") else body_from_peer(message.body),
+        EMPTY_BODY if is_empty else body_from_peer(message.body),
         deleted=deleted,
     )
     replaced = properties.get("replacedRev")
@@ -130,6 +131,7 @@ def _read_revision(collection: int, message: Message) -> Request:
         values.sequence_of(properties),
         revision,
         revision_id(replaced) if replaced else None,
+        None if base is None else Delta(revision_id(base), message.body),
     )
     return SendRevisions(collection, (sent,))
 
