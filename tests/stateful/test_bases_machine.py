@@ -49,7 +49,7 @@ clients = st.sampled_from(["ann", "bob", "eve"])
 
 @dataclass
 class Base:
-    """A revision that was overwritten; `until` if it was kept for the mark of a client."""
+    """A revision that was overwritten; `until` if clients can come past it."""
 
     revision: Revision
     since: int
@@ -145,6 +145,15 @@ class BasesMachine(RuleBasedStateMachine):
             until = model.sequence if self.is_marked(name, since, model.sequence) else None
             if until or self.is_known(model, old):
                 self.keep(model, Base(old, since, until))
+            elif (
+                self.is_ours(revision)
+                and not self.is_ours(old)
+                and self.marks
+                and not self.is_passed(name, model.sequence)
+            ):
+                # It was pushed. The latest is enough.
+                model.bases = [base for base in model.bases if self.is_claimed(model, name, base)]
+                self.keep(model, Base(old, since, model.sequence))
 
     def keep(self, model, base):
         model.bases.append(base)
@@ -153,14 +162,29 @@ class BasesMachine(RuleBasedStateMachine):
         while len(model.bases) > BASES_MAX:
             del model.bases[model.bases[0] is base]
 
+    def is_claimed(self, model, name, base):
+        return (
+            self.is_known(model, base.revision)
+            or (base.until and self.is_marked(name, base.since, base.until))
+            or any(waiting.has(base.revision.id) for waiting in model.waiting)
+        )
+
+    def is_awaited(self, name, base):
+        pushed = base.until and not self.is_ours(base.revision)
+        return pushed and not self.is_passed(name, base.until)
+
+    def is_ours(self, revision):
+        return revision.version.source == self.db.engine.source
+
+    def is_passed(self, name, sequence):
+        return any(at == name and sequence <= reached for at, reached in self.marks.values())
+
     def drop_unneeded(self):
         for (name, _), model in self.models.items():
             model.bases = [
                 base
                 for base in model.bases
-                if self.is_known(model, base.revision)
-                or (base.until and self.is_marked(name, base.since, base.until))
-                or any(waiting.has(base.revision.id) for waiting in model.waiting)
+                if self.is_claimed(model, name, base) or self.is_awaited(name, base)
             ]
 
     # --- Steps ---

@@ -2,15 +2,17 @@
 
 That peer can be sent the difference to a base instead of a whole body; and if it edited the
 document too, the resolver learns what both edits started from. A revision that is overwritten is
-kept if a peer has it, which is told by one of two things:
+kept if a peer has it, which is told by one of three things:
 
 - It is the latest revision that the peer is *known* to have. An active peer writes that down for
   every document.
 - The peer's *mark*, which is how far it says to have come in the change feed, lies between the
   revision's sequence and the one that took its place. That is all a passive peer knows of those who
   pull from it, and enough: a record for every document and client would outgrow the documents.
+- It was written elsewhere and is overwritten here: whoever *pushed* it has it. Until a peer's mark
+  comes to the revision that took its place, the latest such revision of a document is kept.
 
-A base goes once neither holds any more and no revision that waits for a resolver includes it. A
+A base goes once none holds any more and no revision that waits for a resolver includes it. A
 tombstone keeps none: there are no differences to one, and deleting is to make room.
 """
 
@@ -28,6 +30,8 @@ from trio_p2p.store.transaction import PeerFacts, ReadTransaction, WriteTransact
 _SEQUENCE_MAX: Final = Sequence(2**64 - 1)
 # Reached by any sequence: no mark is needed for a base that was never current here.
 _NO_MARK: Final = Sequence(0)
+# Where the author stands in the bytes of a version.
+_SOURCE_AT: Final = 8
 
 
 class _Base(NamedTuple):
@@ -101,17 +105,22 @@ def keep(
         peers = txn.peers = _look_for_peers(txn, collection)
     is_marked = since <= peers.last_mark and _is_marked(txn, collection, since, until)
     prefix = keys.of_document_at(document_key)
+    version = records.current_version(record)
+    ends = is_marked
     if not is_marked and not (
         peers.is_any_known and _is_known(txn, prefix, records.current_id(record))
     ):
-        return
-    version = records.current_version(record)
+        is_pushed = by.source == txn.identity.source and _is_from_elsewhere(txn, version)
+        if not (is_pushed and peers.is_any_served and peers.last_mark < until):
+            return
+        _drop_unclaimed(txn, prefix)
+        ends = True
     if version == by.to_bytes():
         # A conflict was settled for it: it stays, with a longer vector.
         return
-    key = keys.base(prefix, version, until if is_marked else _NO_MARK)
+    key = keys.base(prefix, version, until if ends else _NO_MARK)
     _put(txn, prefix, key, records.under_key(record, key))
-    if is_marked:
+    if ends:
         txn.raw.put(keys.change(collection, until), document_key[4:], db=txn.tables.base_ends)
 
 
@@ -212,6 +221,18 @@ def erase(txn: WriteTransaction, collection: int, limit: int) -> int:
     return len(found)
 
 
+def _drop_unclaimed(txn: WriteTransaction, prefix: bytes) -> None:
+    """Drop the bases of a document that were kept only because they were pushed."""
+    found = _bases(txn, prefix)
+    if found:
+        collection = keys.read_collection(prefix[:4])[0]
+        document_id, _ = keys.read_base(memoryview(found[0].key))
+        waiting = conflicts.of_document(txn, collection, document_id)
+        for base in found:
+            if not _is_claimed(txn, prefix, base, waiting):
+                _drop(txn, base)
+
+
 def _drop(txn: WriteTransaction, base: _Base) -> None:
     raw = txn.raw.get(base.key, None, txn.tables.bases)
     assert raw is not None, base
@@ -239,7 +260,7 @@ def remove_mark(txn: WriteTransaction, collection: int, sequence: int, use: int)
 def note_passed(
     txn: WriteTransaction, collection: int, after: int, upto: int = _SEQUENCE_MAX
 ) -> bool:
-    """A mark was moved from one sequence to another, or removed: drop what nothing needs now.
+    """A mark came, was moved from one sequence to another, or removed: drop what nothing needs now.
 
     Of much only a part is dropped here; returns whether anything is left for `drop_passed`.
     """
@@ -307,10 +328,25 @@ def _look_for_peers(txn: WriteTransaction, collection: int) -> PeerFacts:
         number, sequence = keys.read_mark(marks.key())
         last_mark = sequence if number == collection else 0
     known = txn.raw.cursor(txn.tables.known_revisions)
-    return PeerFacts(collection, known.first(), last_mark)
+    served = txn.raw.cursor(txn.tables.peer_checkpoints)
+    return PeerFacts(collection, known.first(), served.first(), last_mark)
 
 
-def _is_needed(txn: ReadTransaction, prefix: bytes, base: _Base, waiting: list[Revision]) -> bool:
+def _is_needed(txn: WriteTransaction, prefix: bytes, base: _Base, waiting: list[Revision]) -> bool:
+    if base.until and _is_from_elsewhere(txn, base.key[len(prefix) :]):
+        collection = keys.read_collection(prefix[:4])[0]
+        if not _is_marked(txn, collection, base.until, _SEQUENCE_MAX):
+            return True
+    return _is_claimed(txn, prefix, base, waiting)
+
+
+def _is_from_elsewhere(txn: WriteTransaction, version: bytes) -> bool:
+    """Whether another database wrote a version: its bytes, which others may follow."""
+    source = txn.identity.source
+    return version[_SOURCE_AT : _SOURCE_AT + len(source)] != source
+
+
+def _is_claimed(txn: ReadTransaction, prefix: bytes, base: _Base, waiting: list[Revision]) -> bool:
     collection = keys.read_collection(prefix[:4])[0]
     if base.until and _is_marked(txn, collection, base.sequence, base.until):
         return True

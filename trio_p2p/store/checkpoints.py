@@ -93,6 +93,7 @@ def set_peer(
             "the checkpoint has another revision", expected=expected_revision, current=current
         )
     if entry is None:
+        txn.peers = None
         least = recent.make_room(txn, PEERS, limits.PEER_CHECKPOINTS_MAX)
         if least is not None:
             _move_mark(txn, least, None)
@@ -116,16 +117,24 @@ def _revision(generation: int) -> str:
 
 def _move_mark(txn: WriteTransaction, before: Entry | None, after: Entry | None) -> None:
     """Let the mark of a peer follow its checkpoint."""
-    if after is not None:
-        _, collection, reached, _ = records.unpack_peer_checkpoint(after.content)
-        if reached:
-            bases.add_mark(txn, collection, reached, after.use)
-    if before is not None:
-        _, old_collection, old_reached, _ = records.unpack_peer_checkpoint(before.content)
-        if old_reached:
-            bases.remove_mark(txn, old_collection, old_reached, before.use)
-            forwards = after is not None and collection == old_collection and reached >= old_reached
-            if forwards:
-                bases.note_passed(txn, old_collection, old_reached, reached)
-            else:
-                bases.note_passed(txn, old_collection, old_reached)
+    collection, reached = _place(after)
+    old_collection, old_reached = _place(before)
+    if after is not None and reached:
+        bases.add_mark(txn, collection, reached, after.use)
+    if before is not None and old_reached:
+        bases.remove_mark(txn, old_collection, old_reached, before.use)
+    if old_collection == collection and reached >= old_reached:
+        bases.note_passed(txn, collection, old_reached, reached)
+        return
+    if old_reached:
+        bases.note_passed(txn, old_collection, old_reached)
+    if reached:
+        bases.note_passed(txn, collection, 0, reached)
+
+
+def _place(entry: Entry | None) -> tuple[int, int]:
+    """The collection and sequence that a peer has come to, as its checkpoint tells; or zeros."""
+    if entry is None:
+        return 0, 0
+    _, collection, reached, _ = records.unpack_peer_checkpoint(entry.content)
+    return collection, reached

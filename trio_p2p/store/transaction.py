@@ -32,10 +32,13 @@ from trio_p2p.store.schema import Tables
 
 
 class PeerFacts(NamedTuple):
-    """Whether any peer is known to have any revision, and the last mark in a collection."""
+    """Whether any peer is known to have any revision, whether any pushes or pulls by itself, and
+    the last mark in a collection.
+    """
 
     collection: int
     is_any_known: bool
+    is_any_served: bool
     last_mark: int
 
 

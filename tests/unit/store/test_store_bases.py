@@ -9,9 +9,10 @@ from trio.testing import wait_all_tasks_blocked
 
 from trio_p2p import limits
 from trio_p2p.ids import SourceID
+from trio_p2p.model.codec import encode_body
 from trio_p2p.model.conflict import keep, merge_revisions
 from trio_p2p.model.document import Revision
-from trio_p2p.model.version import TreeRevisionID
+from trio_p2p.model.version import TreeRevisionID, Version, VersionVector
 from trio_p2p.store import bases, checkpoints, conflicts, documents, keys, remotes
 from trio_p2p.testing.integrity import check_store
 
@@ -144,6 +145,80 @@ async def test_what_clients_have_in_one_collection_tells_nothing_of_another(
     assert kept() == []
     await other.put("a", {"n": 2})
     assert kept() == ["a"]
+
+
+@pytest.fixture
+def push(notes, write):
+    """A client pushes a revision, made elsewhere on top of what is there."""
+
+    async def push(document_id, n):
+        def job(txn):
+            current = documents.get(txn, C, document_id)
+            version = Version(txn.stamp().time, BOB)
+            body = encode_body({"n": n})
+            edited = (
+                Revision(VersionVector(version), body)
+                if current is None
+                else current.revision.edited(version, body)
+            )
+            documents.put_revision(txn, C, document_id, edited)
+            return edited
+
+        return await write(job)
+
+    return push
+
+
+async def test_a_revision_that_was_pushed_is_kept_when_it_is_edited_here(
+    notes, kept, get, push, set_reached
+):
+    """Whoever pushed it has it, and may be the first to pull the edit."""
+    await set_reached(0)
+    pushed = await push("a", 1)
+    await notes.put("a", {"n": 2})
+    await notes.put("a", {"n": 3})
+    assert kept() == ["a"]
+    assert get("a", pushed.version) == pushed
+
+
+async def test_of_revisions_that_were_pushed_the_latest_is_kept(
+    notes, kept, get, push, set_reached
+):
+    await set_reached(0)
+    for n in range(3):
+        pushed = await push("a", n)
+        await notes.put("a", {"edited": n})
+    assert kept() == ["a"]
+    assert get("a", pushed.version) == pushed
+
+
+async def test_a_revision_that_was_pushed_is_not_kept_when_the_next_is(
+    notes, kept, push, set_reached
+):
+    await set_reached(0)
+    await push("a", 1)
+    await push("a", 2)
+    assert kept() == []
+
+
+async def test_what_was_written_elsewhere_is_not_kept_where_nobody_pushes(notes, kept, push):
+    """As in a copy of a database, where all was written by another."""
+    await push("a", 1)
+    await notes.put("a", {"n": 2})
+    assert kept() == []
+
+
+@pytest.mark.parametrize("client", ["till", "another"])
+async def test_what_was_pushed_goes_once_a_client_has_come_past_it(
+    notes, kept, push, set_reached, client
+):
+    await set_reached(0)
+    await push("a", 1)
+    edited = await notes.put("a", {"n": 2})
+    await set_reached(edited.sequence - 1, client=client)
+    assert kept() == ["a"]
+    await set_reached(edited.sequence, client=client)
+    assert kept() == []
 
 
 async def test_within_one_transaction_it_is_seen_what_peers_learn(notes, kept, write):
