@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from uuid import UUID
 
 import orjson
 import pytest
@@ -422,7 +423,7 @@ def takes_no_deltas(message):
     """Answers as a passive peer that announces deltas and can apply none."""
     match message.properties["Profile"]:
         case "getCollections":
-            return Message({}, b"[{}]")
+            return Message({"uuid": str(UUID(int=7))}, b"[{}]")
         case "getCheckpoint":
             return 404
         case "proposeChanges":
