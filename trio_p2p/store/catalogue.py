@@ -98,6 +98,7 @@ def _places(
         tables.marks,
         tables.passed,
         tables.known_revisions,
+        tables.merges,
     ):
         yield table, prefix, None
 

@@ -50,6 +50,29 @@ def remove(
         txn.raw.delete(key, b"", txn.tables.conflicts)
 
 
+def is_waiting(
+    txn: ReadTransaction, collection: int, document_id: DocumentID, version: Version
+) -> bool:
+    """Whether a revision waits."""
+    key = keys.revision(collection, document_id, version)
+    return txn.raw.get(key, None, txn.tables.conflicts) is not None
+
+
+def merges(txn: ReadTransaction, collection: int, document_id: DocumentID) -> int:
+    """How often in a row a document's merges were merged here."""
+    raw = txn.raw.get(keys.document(collection, document_id), None, txn.tables.merges)
+    return 0 if raw is None else keys.read_number(raw)[0]
+
+
+def set_merges(txn: WriteTransaction, collection: int, document_id: DocumentID, count: int) -> None:
+    """Note how often in a row a document's merges were merged here."""
+    key = keys.document(collection, document_id)
+    if count:
+        txn.raw.put(key, keys.number(count), db=txn.tables.merges)
+    else:
+        txn.raw.delete(key, b"", txn.tables.merges)
+
+
 def documents(
     txn: ReadTransaction, collection: int, after: DocumentID | None, limit: int
 ) -> list[DocumentID]:

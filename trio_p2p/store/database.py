@@ -23,6 +23,7 @@ from trio_p2p.store.edits import Batch, Body, Expected
 from trio_p2p.store.engine import Engine, open_engine
 from trio_p2p.store.services import Services
 from trio_p2p.store.transaction import WriteTransaction
+from trio_p2p.store.turns import Turns
 
 __all__ = [
     "Batch",
@@ -127,6 +128,8 @@ class Database:
         """Whether replications may send and take only what changed in documents."""
         self.services = Services(engine)
         """What works on it in the background, for the sync engine."""
+        self.resolving = Turns()
+        """Whose turn it is to resolve the conflicts of a document, for the sync engine."""
         self._collections: dict[int, Collection] = {}
 
     def __repr__(self) -> str:

@@ -25,6 +25,7 @@ def purge(txn: WriteTransaction, collection: int, document_id: DocumentID) -> bo
     state.count -= not deleted
     for waiting in conflicts.of_document(txn, collection, document_id):
         conflicts.remove(txn, collection, document_id, waiting.version)
+    conflicts.set_merges(txn, collection, document_id, 0)
     bases.drop_all(txn, collection, document_id)
     remotes.forget_document(txn, collection, document_id)
     expirations.remove(txn, collection, document_id)

@@ -58,6 +58,7 @@ class Tables:
         "known_revisions",
         "local_checkpoints",
         "marks",
+        "merges",
         "meta",
         "passed",
         "peer_checkpoints",
@@ -71,6 +72,7 @@ class Tables:
     documents: lmdb._Database
     changes: lmdb._Database
     conflicts: lmdb._Database
+    merges: lmdb._Database
     bases: lmdb._Database
     base_ends: lmdb._Database
     marks: lmdb._Database

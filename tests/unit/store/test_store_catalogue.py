@@ -21,7 +21,7 @@ def rows(engine, number):
     """How many records are left of a collection."""
     prefix = number.to_bytes(4, "big")
     tables = ("documents", "changes", "conflicts", "bases", "base_ends", "marks", "passed")
-    tables += ("known_revisions", "expirations", "dropped", "collections")
+    tables += ("known_revisions", "merges", "expirations", "dropped", "collections")
     places = dict.fromkeys(tables, 0) | {"expiring": 8}
     with engine.read() as txn:
         return sum(
@@ -52,6 +52,7 @@ async def fill(db, collection, revision):
             version = documents.head(txn, collection.number, name).revision.version
             remotes.set_known(txn, remote, collection.number, name, version)
         conflicts.add(txn, collection.number, "d1", revision(1))
+        conflicts.set_merges(txn, collection.number, "d1", 1)
         for name in ("d14", "d15", "d16"):
             documents.edit(txn, collection.number, name, b"\xa0")
 

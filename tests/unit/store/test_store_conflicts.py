@@ -90,3 +90,19 @@ async def test_collections_are_apart(add, waiting, conflicted, revision):
 
 async def test_no_document_waits_in_a_new_database(conflicted):
     assert conflicted() == []
+
+
+async def test_a_revision_is_told_to_wait_by_its_version(add, revision, engine):
+    await add("a", revision(3))
+    with engine.read() as txn:
+        assert conflicts.is_waiting(txn, C, "a", revision(3).version)
+        assert not conflicts.is_waiting(txn, C, "a", revision(2).version)
+        assert not conflicts.is_waiting(txn, C, "b", revision(3).version)
+
+
+async def test_merges_of_a_document_are_counted_until_they_are_forgotten(engine):
+    for count in (1, 2, 0):
+        await engine.write(lambda txn, count=count: conflicts.set_merges(txn, C, "a", count))
+        with engine.read() as txn:
+            assert conflicts.merges(txn, C, "a") == count
+            assert conflicts.merges(txn, C, "b") == 0

@@ -22,7 +22,15 @@ def feed(collection, since=0):
 
 def entries(engine):
     """How many records each table has that is about documents."""
-    tables = ("documents", "changes", "conflicts", "known_revisions", "bases", "base_ends")
+    tables = (
+        "documents",
+        "changes",
+        "conflicts",
+        "known_revisions",
+        "merges",
+        "bases",
+        "base_ends",
+    )
     tables += ("expirations", "expiring")
     with engine.read() as txn:
         return {name: txn.raw.stat(getattr(txn.tables, name))["entries"] for name in tables}
@@ -74,6 +82,7 @@ async def test_everything_about_the_document_is_forgotten_and_nothing_else(engin
         reached = txn.collection(notes.number).last_sequence
         checkpoints.set_peer(txn, "me", "", b"{}", collection=notes.number, reached=reached)
         for name in ("a", "b"):
+            conflicts.set_merges(txn, notes.number, name, 1)
             conflicts.add(txn, notes.number, name, revision(1))
             conflicts.add(txn, notes.number, name, revision(2, source=b"c" * 16))
 
@@ -91,6 +100,7 @@ async def test_everything_about_the_document_is_forgotten_and_nothing_else(engin
         "changes": 1,
         "conflicts": 2,
         "known_revisions": 2,
+        "merges": 1,
         "bases": 1,
         "base_ends": 1,
         "expirations": 1,
