@@ -58,6 +58,7 @@ from trio_p2p.model.conflict import Conflict, ConflictResolver, default_conflict
 from trio_p2p.model.document import Document
 from trio_p2p.model.resolvers import local_wins, merge_fields, remote_wins
 from trio_p2p.model.version import Order, Version, VersionVector
+from trio_p2p.replication.filters import ReplicationFilter
 from trio_p2p.replication.status import (
     ActivityLevel,
     Direction,
@@ -119,6 +120,7 @@ __all__ = [
     "Replicator",
     "ReplicatorConfiguration",
     "CollectionConfiguration",
+    "ReplicationFilter",
     "ReplicatorType",
     "ReplicatorStatus",
     "ReplicatorResult",

@@ -224,6 +224,8 @@ INSERT_BATCH_REVISIONS_MAX: Final = 500
 ANCESTORS_MAX: Final = 10
 # An async filter that takes longer counts as failed, for the sake of the documents behind it.
 FILTER_TIMEOUT_S: Final = 60.0
+# Documents that an async filter is asked about at once, before more are read from the feed.
+FILTERED_AT_ONCE_MAX: Final = 1_000
 # Blobs of one collection asked for at once, so that a large one does not hold up all others; and
 # blobs sent at once on one connection, each of which has a file open and a part in memory.
 BLOBS_FETCHED_AT_ONCE: Final = 4

@@ -45,6 +45,15 @@ class CollectionConfiguration:
     conflict_resolver: ConflictResolver | None = None
     channels: Sequence[str] | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("document_ids", "channels"):
+            if isinstance(getattr(self, name), str):
+                raise ConfigurationError(f"{name} are a sequence of texts, not one text")
+        for channel in self.channels or ():
+            # They go over in one text, separated by commas.
+            if not channel or "," in channel or not channel.isprintable():
+                raise ConfigurationError("not the name of a channel", channel=channel)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicatorConfiguration:

@@ -9,8 +9,8 @@ import trio
 
 from trio_p2p import limits
 from trio_p2p.errors import CallbackError
-from trio_p2p.ids import DocumentID, Sequence
-from trio_p2p.model.document import Document, Revision, Stored
+from trio_p2p.ids import DocumentID
+from trio_p2p.model.document import Document, StoredRevision
 from trio_p2p.replication.status import DocumentFlags
 from trio_p2p.store.database import Collection
 
@@ -25,13 +25,15 @@ class Filter:
         self._function = function
         self._collection = collection
 
-    def ask(self, document_id: DocumentID, revision: Revision) -> bool | Awaitable[bool]:
+    def ask(self, document_id: DocumentID, stored: StoredRevision) -> bool | Awaitable[bool]:
         """Whether a revision goes over, or if the function is async, what tells that.
+
+        What tells it raises CallbackError if the function raises or takes longer than a minute.
 
         Raises: CallbackError.
         """
-        document = Document(document_id, Stored(revision, Sequence(0)), self._collection)
-        flags = DocumentFlags.DELETED if revision.deleted else DocumentFlags.NONE
+        document = Document(document_id, stored, self._collection)
+        flags = DocumentFlags.DELETED if stored.deleted else DocumentFlags.NONE
         try:
             verdict = self._function(document, flags)
         except Exception as exc:  # The guard around the user's function.
@@ -39,14 +41,6 @@ class Filter:
         if inspect.isawaitable(verdict):
             return _awaited(verdict, document_id)
         return bool(verdict)
-
-    async def decide(self, document_id: DocumentID, revision: Revision) -> bool:
-        """As `ask`, with the answer waited for, within a minute."""
-        verdict = self.ask(document_id, revision)
-        if isinstance(verdict, bool):
-            await trio.lowlevel.checkpoint()
-            return verdict
-        return await verdict
 
 
 async def _awaited(verdict: Awaitable[bool], document_id: DocumentID) -> bool:

@@ -11,6 +11,7 @@ import trio
 
 from trio_p2p import limits
 from trio_p2p.errors import CallbackError, ClockSkewError, StoreFullError, TrioP2PError
+from trio_p2p.ids import Sequence as LocalSequence
 from trio_p2p.model.conflict import (
     Arrival,
     judge_arrival,
@@ -19,7 +20,7 @@ from trio_p2p.model.conflict import (
     settle_alone,
     supersede,
 )
-from trio_p2p.model.document import Revision
+from trio_p2p.model.document import Revision, Stored
 from trio_p2p.replication.blob_fetcher import STATUS_FULL, BlobFetcher
 from trio_p2p.replication.deltas import Restorer
 from trio_p2p.replication.filters import Filter
@@ -36,6 +37,8 @@ STATUS_FAILED = 500
 # Transient for every peer; unlike 503, it does not make Couchbase Lite drop the connection.
 STATUS_LATER = 429
 STATUS_CONFLICT = 409
+NO_SEQUENCE = LocalSequence(0)
+"""Of a revision that is not stored yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,8 @@ class Inserter:
                 while self._unfiltered:
                     arrived = self._unfiltered.popleft()
                     try:
-                        verdict = pull_filter.ask(arrived.sent.document_id, arrived.sent.revision)
+                        stored = Stored(arrived.sent.revision, NO_SEQUENCE)
+                        verdict = pull_filter.ask(arrived.sent.document_id, stored)
                     except CallbackError as exc:
                         self._judged(arrived, exc)
                         continue

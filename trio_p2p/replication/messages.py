@@ -78,6 +78,9 @@ class SubscribeChanges:
     active_only: bool
     document_ids: tuple[str, ...] | None
     channels: tuple[str, ...] | None = None
+    """Sync Gateway's: only what is in one of them."""
+    filter: str | None = None
+    """The name of a filter that is asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,9 @@ from trio_p2p.transport.base import (
     MessageTransport,
 )
 
+# Couchbase Lite's kC4ErrorUnsupported: what its passive peers answer to whoever wants a filter.
+CODE_UNSUPPORTED = 19
+
 
 @dataclass(slots=True)
 class _Part:
@@ -248,6 +251,10 @@ class PassiveSession:
     # --- Being pulled from -----------------------------------------------------------------------
 
     def _subscribe(self, part: _Part, request: SubscribeChanges, respond: Respond) -> None:
+        if request.filter is not None:
+            text = f"there is no filter {request.filter[:40]!r} here"
+            respond(Refusal(CODE_UNSUPPORTED, text, "LiteCore"))
+            return
         # Beside a running subscription, documents may be fetched by their IDs.
         fetching = request.document_ids is not None and not request.continuous
         kept = part.fetch if fetching else part.feeder

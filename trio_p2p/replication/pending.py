@@ -79,7 +79,7 @@ class Pending:
     def _passes(self, push_filter: Filter, document_id: DocumentID, stored: Stored) -> bool:
         """What the filter says; one that is async or fails leaves the document pending."""
         try:
-            verdict = push_filter.ask(document_id, stored.revision)
+            verdict = push_filter.ask(document_id, stored)
         except CallbackError:
             return True
         if isinstance(verdict, Awaitable):

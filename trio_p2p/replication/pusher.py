@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 
 import trio
 
@@ -57,7 +57,13 @@ class Pusher:
         self._started_at = link.collection.last_sequence
         self._pulling = pulling
         self._document_ids = document_ids
-        self._sender = Sender(link)
+        self._tasks: trio.Nursery | None = None
+        # How many documents an async filter is being asked about, and the sequences of revisions
+        # that it let pass and that are not proposed yet.
+        self._judging = 0
+        self._passed: dict[DocumentID, int] = {}
+        # What takes the place of a revision has not passed the filter.
+        self._sender = Sender(link, may_replace=push_filter is None)
         self._cursor = Sequence(done.low_water)
         # Sequences at hand: proposed, being sent, or waiting for an earlier one of the document.
         self._on_the_way: dict[DocumentID, int] = {}
@@ -84,6 +90,16 @@ class Pusher:
     def _unread(self) -> bool:
         last = self._link.collection.last_sequence
         return self._cursor < (last if self._limit is None else min(last, self._limit))
+
+    @property
+    def _may_read(self) -> bool:
+        """Whether to read on in the feed: not while the filter is behind."""
+        return self._unread and self._judging < limits.FILTERED_AT_ONCE_MAX
+
+    @property
+    def _is_silent(self) -> bool:
+        """Whether there is nothing to say, and nothing was said so far."""
+        return not (self._said_anything or self._refused or self.busy)
 
     @property
     def has_unfetched(self) -> bool:
@@ -140,6 +156,7 @@ class Pusher:
         """Push until cancelled. Raises ConnectionLostError, or PeerError if nothing is taken."""
         in_flight = trio.Semaphore(limits.CHANGES_MESSAGES_IN_FLIGHT_MAX)
         async with trio.open_nursery() as nursery:
+            self._tasks = nursery
             nursery.start_soon(self._watch)
             while True:
                 await in_flight.acquire()
@@ -161,31 +178,44 @@ class Pusher:
             if rows:
                 self._said_anything = True
                 return rows
-            if not self._unread and not self._again:
-                if not self._said_anything and not self._refused:
-                    self._link.profile.tell_caught_up(self._link.index)
-                    self._said_anything = True
-                self._link.pulse.notify()
-                await self._link.pulse.until(lambda: self._unread or bool(self._again))
-            else:
+            if self._may_read or self._again:
                 await trio.lowlevel.checkpoint()
+                continue
+            if self._is_silent:
+                self._link.profile.tell_caught_up(self._link.index)
+                self._said_anything = True
+            self._link.pulse.notify()
+            await self._link.pulse.until(
+                lambda: self._may_read or bool(self._again) or self._is_silent
+            )
 
     def _read_rows(self) -> list[_Row]:
         """One slice of the feed, less what need not be proposed."""
         with self._link.engine.read() as txn:
-            rows, self._again = self._again, []
-            rows += self._read_feed(txn)
             chosen = []
-            for row in rows:
+            unfiltered: list[tuple[ChangeRow, Stored | None]] = []
+            for row in self._take_again() or self._read_feed(txn):
                 parent = self._knowledge.of(txn, row.document_id)
                 if self._is_due(row, parent) and not self._is_conflicting(txn, row, parent):
                     self._on_the_way[row.document_id] = row.sequence
-                    chosen.append((row, parent))
+                    if self._has_passed(row):
+                        chosen.append((row, parent))
+                    else:
+                        stored = documents.get(txn, self._link.number, row.document_id)
+                        unfiltered.append((row, stored))
+        for row, stored in unfiltered:
+            self._ask_filter(row, stored)
         self._link.journal.offered(len(chosen))
         return chosen
 
+    def _take_again(self) -> list[ChangeRow]:
+        """What was read from the feed before."""
+        taken = self._again[: limits.CHANGES_PER_MESSAGE_MAX]
+        del self._again[: len(taken)]
+        return taken
+
     def _read_feed(self, txn: ReadTransaction) -> list[ChangeRow]:
-        if not self._unread:
+        if not self._may_read:
             return []
         rows, end = changes.read_since(
             txn, self._link.number, self._cursor, limits.CHANGES_PER_MESSAGE_MAX
@@ -251,12 +281,63 @@ class Pusher:
             or self._knowledge.is_fresh(row.document_id)
         )
 
+    # --- The filter ------------------------------------------------------------------------------
+
+    def _has_passed(self, row: ChangeRow) -> bool:
+        """Whether the filter let this revision pass, if there is one. Asked once."""
+        return self._filter is None or self._passed.pop(row.document_id, 0) == row.sequence
+
+    def _ask_filter(self, row: ChangeRow, stored: Stored | None) -> None:
+        assert self._filter is not None
+        assert self._tasks is not None
+        if stored is None or stored.sequence != row.sequence:
+            # A newer revision has taken its place, with a sequence of its own.
+            self._finish(row.document_id, row.sequence, done=True)
+            return
+        try:
+            verdict = self._filter.ask(row.document_id, stored)
+        except CallbackError as exc:
+            self._judged(row, exc)
+            return
+        if isinstance(verdict, bool):
+            self._judged(row, verdict)
+        else:
+            self._judging += 1
+            self._tasks.start_soon(self._await_verdict, row, verdict)
+
+    async def _await_verdict(self, row: ChangeRow, verdict: Awaitable[bool]) -> None:
+        judged: bool | CallbackError
+        try:
+            judged = await verdict
+        except CallbackError as exc:
+            judged = exc
+        self._judging -= 1
+        self._judged(row, judged)
+        if self._judging == limits.FILTERED_AT_ONCE_MAX // 2:
+            self._link.pulse.notify()
+
+    def _judged(self, row: ChangeRow, verdict: bool | CallbackError) -> None:
+        document_id = row.document_id
+        match verdict:
+            case True:
+                # To be proposed, unless a newer one has been read meanwhile.
+                self._passed[document_id] = row.sequence
+                self._next.setdefault(document_id, row)
+                self._finish(document_id, row.sequence, done=False)
+            case False:
+                self._finish(document_id, row.sequence, done=True)
+            case error:
+                collection = self._link.collection
+                self._link.journal.failed(Direction.PUSH, collection, document_id, error)
+                self._failed[document_id] = row
+                self._finish(document_id, row.sequence, done=False)
+
+    # --- Proposing and sending -------------------------------------------------------------------
+
     async def _push(self, rows: Iterable[_Row], in_flight: trio.Semaphore) -> None:
         """Propose a batch and send what is wanted of it."""
-        if self._filter is not None:
-            rows = await self._filtered(self._filter, rows)
         wanted: list[Promise] = []
-        for _ in range(limits.PROPOSE_ATTEMPTS_MAX if rows else 0):
+        for _ in range(limits.PROPOSE_ATTEMPTS_MAX):
             proposals = [_proposal(row, parent) for row, parent in rows]
             answers = await self._link.profile.propose(self._link.index, proposals)
             again: list[_Row] = []
@@ -277,31 +358,6 @@ class Pusher:
         in_flight.release()
         await self._sender.send(wanted, self._settled)
         self._link.pulse.notify()
-
-    async def _filtered(self, push_filter: Filter, rows: Iterable[_Row]) -> list[_Row]:
-        """The rows that the user's filter lets through; the others are dealt with."""
-        passed: list[_Row] = []
-        journal = self._link.journal
-        for row, parent in rows:
-            document_id = row.document_id
-            with self._link.engine.read() as txn:
-                stored = documents.get(txn, self._link.number, document_id)
-            if stored is None:
-                passed.append((row, parent))  # Gone meanwhile: the sender tells so.
-                continue
-            try:
-                passes = await push_filter.decide(document_id, stored.revision)
-            except CallbackError as exc:
-                journal.failed(Direction.PUSH, self._link.collection, document_id, exc)
-                self._failed[document_id] = row
-                self._finish(document_id, row.sequence, done=False)
-                continue
-            if passes:
-                passed.append((row, parent))
-            else:
-                journal.settled()
-                self._finish(document_id, row.sequence, done=True)
-        return passed
 
     def _better_parent(self, row: ChangeRow, answer: ProposalAnswer) -> RevisionID | None:
         """After a conflict: the peer's revision, if ours was made on top of it after all."""

@@ -52,10 +52,14 @@ OnSettled = Callable[[Promise, SentRevision | None, RevisionOutcome], None]
 
 
 class Sender:
-    """The sending half of a pusher, active or passive."""
+    """The sending half of a pusher, active or passive.
 
-    def __init__(self, link: Link) -> None:
+    `may_replace`: a newer revision may be sent in place of the promised one.
+    """
+
+    def __init__(self, link: Link, *, may_replace: bool = True) -> None:
         self._link = link
+        self._may_replace = may_replace
         self._unanswered = 0
         self._unanswered_bytes = 0
 
@@ -140,7 +144,7 @@ class Sender:
         revision = stored.revision
         if revision.id == promise.revision_id:
             return SentRevision(promise.document_id, promise.sequence, revision)
-        if not self._link.profile.replacements_wanted:
+        if not self._may_replace or not self._link.profile.replacements_wanted:
             return None
         return SentRevision(
             promise.document_id, promise.sequence, revision, replaced=promise.revision_id

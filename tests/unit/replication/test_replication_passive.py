@@ -315,6 +315,14 @@ async def test_one_subscription_to_a_collection_runs_at_a_time(client, notes, ru
     await client.ask("subChanges", collection=1)
 
 
+@pytest.mark.parametrize("name", ["sync_gateway/bychannel", "mine"])
+async def test_a_filter_that_is_asked_for_by_name_is_not_known_here(client, server, name):
+    await client.open()
+    assert await client.refusal("subChanges", filter=name, channels="a") == ("LiteCore", 19)
+    assert not server.session.busy
+    await client.ask("subChanges")
+
+
 @pytest.mark.behaviour("S4a")
 async def test_after_a_one_shot_subscription_has_ended_another_one_may_follow(client, notes):
     await notes.put("a", {})

@@ -72,8 +72,6 @@ def _read_subscribe(collection: int, message: Message) -> Request:
             raise RemoteProtocolError("docIDs is a list of texts")
         if document_ids is not None and len(document_ids) > limits.SUBSCRIBED_DOCUMENTS_MAX:
             raise RemoteProtocolError("too many docIDs", count=len(document_ids))
-    if properties.get("filter"):
-        raise RemoteProtocolError("filters are not supported", filter=properties["filter"][:40])
     return SubscribeChanges(
         collection,
         properties.get("since"),
@@ -81,6 +79,7 @@ def _read_subscribe(collection: int, message: Message) -> Request:
         values.number(properties, "batch") or 0,
         values.is_true(properties, "activeOnly"),
         None if document_ids is None else tuple(document_ids),
+        filter=properties.get("filter") or None,
     )
 
 

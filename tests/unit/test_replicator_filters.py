@@ -1,0 +1,266 @@
+"""Documents that the user's filters keep from being pushed or pulled."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from pairs import Pair, open_pair
+from trio.testing import wait_all_tasks_blocked
+
+import trio_p2p
+from trio_p2p import ActivityLevel, Direction, DocumentFlags, ReplicatorType, limits
+
+BUSY, IDLE = ActivityLevel.BUSY, ActivityLevel.IDLE
+PUSH = ReplicatorType.PUSH
+
+
+@pytest.fixture
+async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
+    async with open_pair(tmp_path) as pair:
+        yield pair
+
+
+def filtered(pair: Pair, **settings: Any) -> trio_p2p.ReplicatorConfiguration:
+    """A one-shot replication; settings of collections and others together."""
+    names = ("push_filter", "pull_filter", "document_ids", "conflict_resolver")
+    of_collection = {name: settings.pop(name) for name in names if name in settings}
+    plan = trio_p2p.CollectionConfiguration(**of_collection)
+    defaults = {"continuous": False, "collections": {pair.till.default_collection: plan}}
+    return pair.configuration(**(defaults | settings))
+
+
+def public(document: trio_p2p.Document, flags: DocumentFlags) -> bool:
+    return bool(document.body.get("public"))
+
+
+async def public_soon(document: trio_p2p.Document, flags: DocumentFlags) -> bool:
+    await trio.sleep(0.1)
+    return public(document, flags)
+
+
+def ids(database: trio_p2p.Database) -> set[str]:
+    names = ["a", "b", "c", "d"]
+    return {name for name in names if database.default_collection.get(name) is not None}
+
+
+async def put(database: trio_p2p.Database, **is_public: bool) -> None:
+    for name, value in is_public.items():
+        await database.default_collection.put(name, {"public": value})
+
+
+@pytest.mark.parametrize("push_filter", [public, public_soon])
+async def test_what_the_push_filter_refuses_is_not_sent_and_no_failure(
+    pair: Pair, autojump_clock: Any, push_filter: Any
+) -> None:
+    await put(pair.till, a=True, b=False, c=True)
+    config = filtered(pair, push_filter=push_filter)
+    result = await trio_p2p.replicate(config)
+    assert (result.documents_pushed, result.documents_failed) == (2, 0)
+    assert ids(pair.shop) == {"a", "c"}
+    # It is done with: neither offered nor asked about again, until it is edited.
+    again = await trio_p2p.replicate(config)
+    assert again.statistics.documents_offered == 0
+    await put(pair.till, b=True, c=False)
+    result = await trio_p2p.replicate(config)
+    assert result.documents_pushed == 1
+    assert ids(pair.shop) == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("pull_filter", [public, public_soon])
+async def test_what_the_pull_filter_refuses_is_not_stored_and_told_with_403(
+    pair: Pair, autojump_clock: Any, pull_filter: Any
+) -> None:
+    await put(pair.shop, a=True, b=False, c=True)
+    config = filtered(pair, pull_filter=pull_filter)
+    result = await trio_p2p.replicate(config)
+    assert (result.documents_pulled, result.documents_failed) == (2, 1)
+    [event] = result.errors
+    assert (event.direction, event.document_id) == (Direction.PULL, "b")
+    assert isinstance(event.error, trio_p2p.PeerError)
+    assert event.error.status == 403
+    assert ids(pair.till) == {"a", "c"}
+    again = await trio_p2p.replicate(config)
+    assert again.statistics.documents_offered == 0
+    await put(pair.shop, b=True)
+    assert (await trio_p2p.replicate(config)).documents_pulled == 1
+
+
+async def test_tombstones_are_put_to_the_filters_as_such(pair: Pair, autojump_clock: Any) -> None:
+    asked: dict[str, tuple[bool, DocumentFlags]] = {}
+
+    def note(document: trio_p2p.Document, flags: DocumentFlags) -> bool:
+        asked[document.id] = document.deleted, flags
+        return False
+
+    await put(pair.till, a=True)
+    await put(pair.shop, b=True)
+    await trio_p2p.replicate(pair.configuration(continuous=False))
+    await pair.till.default_collection.delete("a")
+    await pair.shop.default_collection.delete("b")
+    config = filtered(pair, push_filter=note, pull_filter=note)
+    await trio_p2p.replicate(config)
+    assert asked == dict.fromkeys("ab", (True, DocumentFlags.DELETED))
+    assert ids(pair.shop) == {"a"}
+    assert ids(pair.till) == {"b"}
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+async def test_a_filter_that_raises_fails_that_document_which_is_tried_again(
+    pair: Pair, autojump_clock: Any, direction: Direction
+) -> None:
+    broken = True
+
+    def check(document: trio_p2p.Document, flags: DocumentFlags) -> bool:
+        if broken and document.id == "b":
+            raise LookupError("no table of them")
+        return True
+
+    source, other = pair.till, pair.shop
+    if direction is Direction.PULL:
+        source, other = other, source
+    await put(source, a=True, b=True, c=True)
+    config = filtered(pair, **{f"{direction.value}_filter": check})
+    for _ in range(2):
+        result = await trio_p2p.replicate(config)
+        [event] = result.errors
+        assert (event.direction, event.document_id) == (direction, "b")
+        assert isinstance(event.error, trio_p2p.CallbackError)
+        assert isinstance(event.error.__cause__, LookupError)
+        assert ids(other) == {"a", "c"}
+    broken = False
+    await trio_p2p.replicate(config)
+    assert ids(other) == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+async def test_while_connected_a_document_that_a_filter_failed_is_tried_again_later(
+    pair: Pair, autojump_clock: Any, direction: Direction
+) -> None:
+    broken = True
+
+    async def check(document: trio_p2p.Document, flags: DocumentFlags) -> bool:
+        await trio.lowlevel.checkpoint()
+        if broken:
+            raise LookupError("no table of them")
+        return True
+
+    source, other = pair.till, pair.shop
+    if direction is Direction.PULL:
+        source, other = other, source
+    await put(source, a=True)
+    config = filtered(pair, continuous=True, **{f"{direction.value}_filter": check})
+    async with trio_p2p.open_replicator(config) as replicator:
+        await replicator.wait_for(IDLE)
+        assert ids(other) == set()
+        broken = False
+        await trio.sleep(limits.RETRY_DOCUMENTS_S_MAX)
+        assert ids(other) == {"a"}
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+async def test_a_filter_that_never_returns_holds_up_neither_others_nor_the_stop(
+    pair: Pair, autojump_clock: Any, direction: Direction
+) -> None:
+    async def check(document: trio_p2p.Document, flags: DocumentFlags) -> bool:
+        if document.id == "a":
+            await trio.sleep_forever()
+        return True
+
+    source, other = pair.till, pair.shop
+    if direction is Direction.PULL:
+        source, other = other, source
+    await put(source, a=True, b=True, c=True)
+    name = f"{direction.value}_filter"
+    async with trio_p2p.open_replicator(filtered(pair, **{name: check})) as replicator:
+        await replicator.wait_for(BUSY)
+        await wait_all_tasks_blocked()
+        assert ids(other) == {"b", "c"}
+        before = trio.current_time()
+        await replicator.stop()
+        assert trio.current_time() - before < 1
+    # Left alone, it does not keep a one-shot from ending.
+    result = await trio_p2p.replicate(filtered(pair, **{name: check}))
+    [event] = result.errors
+    assert event.document_id == "a"
+    assert isinstance(event.error, trio_p2p.CallbackError)
+
+
+async def test_not_too_many_documents_are_put_to_a_slow_filter_at_once(
+    pair: Pair, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "FILTERED_AT_ONCE_MAX", 10)
+    monkeypatch.setattr(limits, "CHANGES_PER_MESSAGE_MAX", 4)
+    asked = most = 0
+
+    async def check(document: trio_p2p.Document, flags: DocumentFlags) -> bool:
+        nonlocal asked, most
+        asked += 1
+        most = max(most, asked)
+        await trio.sleep(1)
+        asked -= 1
+        return True
+
+    async with pair.till.default_collection.batch() as batch:
+        for number in range(100):
+            batch.put(f"doc-{number}", {})
+    result = await trio_p2p.replicate(filtered(pair, push_filter=check))
+    assert result.documents_pushed == 100
+    assert 10 <= most < 10 + 4
+
+
+async def test_only_the_revision_that_passed_is_sent(pair: Pair, autojump_clock: Any) -> None:
+    """Not what has taken its place when it is sent, though the peer would take that."""
+    collection = pair.till.default_collection
+    asked: list[bool] = []
+
+    async def check(document: trio_p2p.Document, flags: DocumentFlags) -> bool:
+        asked.append(document["public"])
+        return public(document, flags)
+
+    await put(pair.till, a=True)
+    config = filtered(pair, push_filter=check, continuous=True, replicator_type=PUSH)
+    async with trio_p2p.open_replicator(config) as replicator:
+        await replicator.wait_for(IDLE)
+        for _ in range(20):
+            await put(pair.till, a=True)
+            await trio.lowlevel.checkpoint()
+            await put(pair.till, a=False)
+            await trio.sleep(0.1)
+            document = pair.shop.default_collection.get("a")
+            assert document is not None
+            assert document["public"]
+    assert {True, False} <= set(asked)
+    assert collection.get("a")["public"] is False
+
+
+async def test_of_quick_edits_in_a_slow_filter_the_last_one_counts(
+    pair: Pair, autojump_clock: Any
+) -> None:
+    config = filtered(pair, push_filter=public_soon, continuous=True)
+    async with trio_p2p.open_replicator(config) as replicator:
+        await replicator.wait_for(IDLE)
+        for number in range(20):
+            await pair.till.default_collection.put("a", {"public": number % 3 > 0, "n": number})
+            await trio.sleep(0.03)
+        await replicator.wait_for(BUSY)
+        await replicator.wait_for(IDLE)
+        document = pair.shop.default_collection.get("a")
+        assert document is not None
+        assert document["n"] == 19
+    again = await trio_p2p.replicate(filtered(pair, push_filter=public_soon))
+    assert again.statistics.documents_offered == 0
+
+
+async def test_filters_work_beside_document_ids_each_with_a_checkpoint(
+    pair: Pair, autojump_clock: Any
+) -> None:
+    await put(pair.till, a=True, b=True, c=False)
+    await trio_p2p.replicate(filtered(pair, push_filter=public, document_ids=["b", "c"]))
+    assert ids(pair.shop) == {"b"}
+    # Another checkpoint each: with other IDs or filters more is to be done.
+    await trio_p2p.replicate(filtered(pair, push_filter=public))
+    assert ids(pair.shop) == {"a", "b"}
+    await trio_p2p.replicate(filtered(pair))
+    assert ids(pair.shop) == {"a", "b", "c"}
