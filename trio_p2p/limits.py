@@ -262,6 +262,9 @@ DOCUMENT_EVENTS_MAX: Final = 10_000
 COLLECTIONS_PER_CONNECTION_MAX: Final = 1_000
 # Checkpoints kept for other peers; a hostile client can invent IDs.
 PEER_CHECKPOINTS_MAX: Final = 10_000
+# Those of peers that mean well are some hundred bytes: this is so much more that it bounds only
+# what hostile ones can fill a disk with.
+PEER_CHECKPOINTS_BYTES_MAX: Final = 256 * MIB
 # Our own: some for each remembered peer, or a program that names other documents each time would
 # leave one behind each time.
 LOCAL_CHECKPOINTS_MAX: Final = 10_000

@@ -100,6 +100,9 @@ def set_peer(
     record = records.pack_peer_checkpoint(generation + 1, collection, reached, body)
     use = recent.put(txn, PEERS, key, record)
     _move_mark(txn, entry, Entry(key, use, record))
+    while least := recent.shrink(txn, PEERS, limits.PEER_CHECKPOINTS_BYTES_MAX):
+        txn.peers = None
+        _move_mark(txn, least, None)
     return _revision(generation + 1)
 
 

@@ -69,6 +69,15 @@ def remove(txn: WriteTransaction, table: Bounded, key: bytes) -> Entry | None:
     return old
 
 
+def shrink(txn: WriteTransaction, table: Bounded, bytes_max: int) -> Entry | None:
+    """Remove the entry that was put least recently, if all take more than this; never the last."""
+    stat = txn.raw.stat(table.handle(txn.tables))
+    pages = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+    if pages * stat["psize"] <= bytes_max or stat["entries"] < 2:
+        return None
+    return make_room(txn, table, 0)
+
+
 def make_room(txn: WriteTransaction, table: Bounded, entries_max: int) -> Entry | None:
     """Remove the entry that was put least recently, if there is no room for another one."""
     if txn.raw.stat(table.handle(txn.tables))["entries"] < entries_max:

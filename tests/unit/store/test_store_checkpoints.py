@@ -85,3 +85,35 @@ async def test_the_checkpoint_that_was_set_least_recently_gives_way(set_peer, pe
     assert [client for client in "abcd" if peer(client)] == ["a", "c", "d"]
     await set_peer("b", "")
     assert [client for client in "abcd" if peer(client)] == ["a", "b", "d"]
+
+
+async def test_checkpoints_of_peers_take_so_much_room_and_no_more(engine, monkeypatch):
+    monkeypatch.setattr(limits, "PEER_CHECKPOINTS_BYTES_MAX", 200_000)
+    revisions = {}
+
+    def grow(txn):
+        # Each is small at first, and then large.
+        for size in (10, 50_000):
+            for number in range(10):
+                client = f"cp-{number}"
+                try:
+                    revisions[client] = checkpoints.set_peer(
+                        txn, client, revisions.get(client, ""), bytes(size)
+                    )
+                except ConflictError:
+                    revisions[client] = checkpoints.set_peer(txn, client, "", bytes(size))
+
+    await engine.write(grow)
+    with engine.read() as txn:
+        held = [n for n in range(10) if checkpoints.peer(txn, f"cp-{n}") is not None]
+    assert 2 <= len(held) <= 4
+    assert held == list(range(10 - len(held), 10))
+
+
+async def test_one_checkpoint_is_always_kept(engine, monkeypatch):
+    monkeypatch.setattr(limits, "PEER_CHECKPOINTS_BYTES_MAX", 1)
+    await engine.write(lambda txn: checkpoints.set_peer(txn, "a", "", bytes(50_000)))
+    await engine.write(lambda txn: checkpoints.set_peer(txn, "b", "", bytes(50_000)))
+    with engine.read() as txn:
+        assert checkpoints.peer(txn, "a") is None
+        assert checkpoints.peer(txn, "b") is not None
