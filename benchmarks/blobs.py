@@ -47,6 +47,7 @@ async def random_parts(mib: int) -> AsyncIterator[bytes]:
     """So many MiB that do not compress, the same in each run."""
     source = random.Random(mib)
     for _ in range(mib):
+        await trio.lowlevel.checkpoint()
         yield source.randbytes(PART_BYTES)
 
 

@@ -112,7 +112,8 @@ async def sync(
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(listener.handle, far)
-        return await trio_p2p.replicate(configuration)
+        result = await trio_p2p.replicate(configuration)
+    return result
 
 
 async def measure_wire(directory: Path, documents: int, *, deltas: bool) -> None:

@@ -296,6 +296,7 @@ class Blobs:
 
 
 async def _one_part(data: bytes) -> AsyncGenerator[bytes, None]:
+    await trio.lowlevel.checkpoint()
     yield data
 
 
