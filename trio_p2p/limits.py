@@ -41,6 +41,9 @@ DELTA_BYTES_IN_PLACE_MAX: Final = 32 * 1024
 # Work that goes into the texts of one delta: a few tenths of a second. A step is 64 pairs of
 # letters compared, or 8 letters searched.
 DELTA_STEPS_MAX: Final = 2**24
+# Bodies made from deltas and not stored yet: beyond it, further deltas wait. A few bytes may stand
+# for the largest of bodies, so the message's own size bounds nothing.
+DELTA_BODIES_BYTES_MAX: Final = 4 * MIB
 # Edits of texts in one delta: carried out in some tenths of a second.
 DELTA_EDITS_MAX: Final = 100_000
 

@@ -38,6 +38,9 @@ def find_base(
     if sent.revision.deleted or not link.profile.deltas_wanted:
         return None
     for revision_id in held:
+        if revision_id == sent.revision.id:
+            # Who wants what it says to have does not have it.
+            continue
         base = bases.get(txn, link.number, sent.document_id, revision_id)
         if base is not None and not base.deleted and base.body != EMPTY_BODY:
             return base
@@ -64,6 +67,7 @@ class Restorer:
         self._link = link
         self._waiting: deque[tuple[SentRevision, Delta, OnRestored]] = deque()
         self._working = False
+        self._held_bytes = 0
 
     @property
     def backlog(self) -> int:
@@ -71,10 +75,14 @@ class Restorer:
         return len(self._waiting) + self._working
 
     def restore(self, sent: SentRevision, delta: Delta, on_restored: OnRestored) -> None:
-        """Make the body of a revision: now, or in another thread if that may take long."""
+        """Make the body of a revision: now, or later in another thread if that may take long.
+
+        The body is held until `release` is called.
+        """
         try:
             base = self._base(sent, delta)
-            if len(base.body) + len(delta.content) > limits.DELTA_BYTES_IN_PLACE_MAX:
+            is_large = len(base.body) + len(delta.content) > limits.DELTA_BYTES_IN_PLACE_MAX
+            if is_large or self.backlog or not self._has_room():
                 # Without the base, which is read again: small deltas may start from large ones.
                 self._waiting.append((sent, delta, on_restored))
                 self._link.pulse.notify()
@@ -83,22 +91,36 @@ class Restorer:
         except DeltaError as exc:
             on_restored(sent, _failure(exc))
         else:
-            on_restored(restored, None)
+            self._hold(restored, on_restored)
+
+    def release(self, restored: SentRevision) -> None:
+        """A revision that was restored is stored, or failed to be."""
+        self._held_bytes -= len(restored.revision.body)
+        if self._waiting:
+            self._link.pulse.notify()
 
     async def run(self) -> None:
-        """Make those that may take long, one by one, for ever. Cancelling: safe."""
+        """Make those that wait, one by one, for ever. Cancelling: safe."""
         while True:
-            await self._link.pulse.until(lambda: bool(self._waiting))
+            await self._link.pulse.until(lambda: bool(self._waiting) and self._has_room())
             sent, delta, on_restored = self._waiting.popleft()
             self._working = True
-            failure = None
             try:
                 base = self._base(sent, delta)
-                sent = await self._link.engine.run_aside(_restored, sent, delta, base)
+                restored = await self._link.engine.run_aside(_restored, sent, delta, base)
             except DeltaError as exc:
-                failure = _failure(exc)
-            self._working = False
-            on_restored(sent, failure)
+                self._working = False
+                on_restored(sent, _failure(exc))
+            else:
+                self._working = False
+                self._hold(restored, on_restored)
+
+    def _has_room(self) -> bool:
+        return self._held_bytes < limits.DELTA_BODIES_BYTES_MAX
+
+    def _hold(self, restored: SentRevision, on_restored: OnRestored) -> None:
+        self._held_bytes += len(restored.revision.body)
+        on_restored(restored, None)
 
     def _base(self, sent: SentRevision, delta: Delta) -> Revision:
         if not self._link.profile.deltas_taken:

@@ -105,17 +105,25 @@ class Inserter:
         `may_revive`: its proposal named no parent, so it may follow on a tombstone here. A delta
         that does not yield a body is answered with STATUS_UNPROCESSABLE: the body will follow.
         """
+        delta = sent.delta
+        if delta is None:
+            self._filter_or_fetch(_Arrived(sent, may_revive, on_inserted))
+            return
 
-        def on_restored(sent: SentRevision, failure: RevisionOutcome | None) -> None:
+        def on_restored(restored: SentRevision, failure: RevisionOutcome | None) -> None:
             if failure is not None:
                 on_inserted(Insertion(failure))
-            else:
-                self._filter_or_fetch(_Arrived(sent, may_revive, on_inserted))
+                return
 
-        if sent.delta is not None:
-            self._restorer.restore(sent, sent.delta, on_restored)
-        else:
-            on_restored(sent, None)
+            def on_settled(insertion: Insertion) -> None:
+                self._restorer.release(restored)
+                if not insertion.outcome.failed and restored.delta is not None:
+                    self._link.journal.delta_received(restored.delta.bytes_saved)
+                on_inserted(insertion)
+
+            self._filter_or_fetch(_Arrived(restored, may_revive, on_settled))
+
+        self._restorer.restore(sent, delta, on_restored)
 
     def _filter_or_fetch(self, arrived: _Arrived) -> None:
         if self._filter is None:
@@ -203,9 +211,6 @@ class Inserter:
             finally:
                 self._storing = 0
             for arrived, insertion in zip(batch, insertions, strict=True):
-                delta = arrived.sent.delta
-                if delta is not None and not insertion.outcome.failed:
-                    self._link.journal.delta_received(delta.bytes_saved)
                 arrived.on_inserted(insertion)
             self._link.pulse.notify()
 

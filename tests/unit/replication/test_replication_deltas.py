@@ -26,6 +26,7 @@ from trio_p2p.errors import ConnectionLostError, PeerError
 from trio_p2p.model.codec import encode_body
 from trio_p2p.model.conflict import default_conflict_resolver
 from trio_p2p.peer import Peer
+from trio_p2p.replication.deltas import Restorer
 from trio_p2p.replication.journal import Journal
 from trio_p2p.replication.passive import PassiveSession
 from trio_p2p.replication.sender import Sender
@@ -78,11 +79,13 @@ class Sides:
         return [e for journal in (self.active, self.passive) for e in journal.events if e.error]
 
 
-def active_session(database, transport, journal, **plan):
-    parts = (CollectionPlan(database.default_collection, default_conflict_resolver, None),)
+def active_session(database, transport, journal, *, pull_filter=None, **plan):
+    part = CollectionPlan(
+        database.default_collection, default_conflict_resolver, pull_filter=pull_filter
+    )
     return ActiveSession(
         transport,
-        Plan("memory:there", parts, **({"deltas": True} | plan)),
+        Plan("memory:there", (part,), **({"deltas": True} | plan)),
         journal,
         on_activity=lambda busy: None,
         on_healthy=lambda: None,
@@ -180,6 +183,28 @@ async def test_what_was_pushed_first_and_edited_there_comes_back_as_a_delta(
     await here.default_collection.put("a", {"n": 3, **FILLING})
     assert (await sync(here, there)).deltas == [(1, 0), (0, 1)]
     assert there.default_collection.get("a")["n"] == 3
+
+
+async def test_many_deltas_of_large_documents_are_put_together_one_after_the_other(
+    sender, receiver, here, there, direction, autojump_clock, monkeypatch
+):
+    """Or small messages would fill the memory with large bodies."""
+    monkeypatch.setattr(limits, "DELTA_BODIES_BYTES_MAX", 1)
+    held = []
+    hold = Restorer._hold
+
+    def noting(self, restored, on_restored):
+        held.append(self._held_bytes)
+        hold(self, restored, on_restored)
+
+    monkeypatch.setattr(Restorer, "_hold", noting)
+    for n in range(2):
+        for number in range(20):
+            await sender.put(f"d{number}", {"n": n, **FILLING})
+        sides = await sync(here, there)
+    assert sides.deltas == between(direction, 20)
+    assert held == [0] * 20
+    assert await bodies(here) == await bodies(there)
 
 
 async def test_several_edits_go_as_one_delta(
@@ -368,6 +393,15 @@ async def replicate_by_stream(here, there, enabled_here, enabled_there):
         return await replicate(configuration)
 
 
+async def test_what_a_peer_has_to_be_sent_again_goes_whole(here, autojump_clock):
+    """It says to have lost its checkpoint, and wants what it had: that is no base."""
+    await here.default_collection.put("a", {"n": 1, **FILLING})
+    for _ in range(2):
+        _, peer = await sync_with(here, takes_no_deltas)
+        [whole] = peer.of("rev")
+        assert orjson.loads(whole.body) == {"n": 1, **FILLING}
+
+
 # --- Blobs ----------------------------------------------------------------------------------------
 
 
@@ -436,7 +470,6 @@ def takes_no_deltas(message):
 async def test_after_422_the_pusher_sends_the_body_at_once(here, there, autojump_clock):
     """D5."""
     await here.default_collection.put("a", {"n": 1, **FILLING})
-    await here.default_collection.put("b", {"n": 1, **FILLING})
     await sync_with(here, takes_no_deltas)
     await here.default_collection.put("a", {"n": 2, **FILLING})
     journal, peer = await sync_with(here, takes_no_deltas)
@@ -652,6 +685,28 @@ async def offered_ancestors(here, there):
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     return orjson.loads(answers[0].body)[0]
+
+
+async def test_a_pull_filter_sees_the_whole_document(here, there, autojump_clock):
+    """D1, with a filter: what it rejects is no failure of the delta."""
+    for name in ("kept", "rejected"):
+        await there.default_collection.put(name, {"name": name, "n": 1, **FILLING})
+    await sync(here, there)
+    for name in ("kept", "rejected"):
+        await there.default_collection.put(name, {"name": name, "n": 2, **FILLING})
+    seen = []
+
+    def pull_filter(document, flags):
+        seen.append(document.body)
+        return document["name"] == "kept"
+
+    sides = await sync(here, there, pull_filter=pull_filter)
+    assert sorted(body["name"] for body in seen) == ["kept", "rejected"]
+    assert all(body == {"name": body["name"], "n": 2, **FILLING} for body in seen)
+    assert sides.deltas == [(0, 1), (1, 0)]
+    assert [event.document_id for event in sides.active.failures] == ["rejected"]
+    found = {name: here.default_collection.get(name)["n"] for name in ("kept", "rejected")}
+    assert found == {"kept": 2, "rejected": 1}
 
 
 # --- Conflicts ------------------------------------------------------------------------------------
