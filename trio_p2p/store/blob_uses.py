@@ -22,6 +22,7 @@ CURRENT: Final = b"\x01"
 CONFLICTING: Final = b"\x02"
 KEPT: Final = b"\x03"
 _NAMED_ONCE: Final = b"\x00"
+_SHA1_BYTES: Final = 20
 
 
 def missing(txn: WriteTransaction, body: bytes) -> list[bytes]:
@@ -62,6 +63,16 @@ def forget(txn: WriteTransaction, place: bytes, key: bytes, record: memoryview) 
         txn.raw.delete(keys.blob_use(sha1, place, key), b"", txn.tables.blob_uses)
         # Tells it from one that was saved and is yet to be named.
         txn.raw.put(sha1 + _NAMED_ONCE, b"", db=txn.tables.blob_uses)
+
+
+def forget_all(raw: lmdb.Transaction[Any], tables: Tables, place: bytes) -> None:
+    """All records of a table are about to be removed."""
+    rows = [bytes(row) for row in raw.cursor(tables.blob_uses).iternext(values=False)]
+    for row in rows:
+        sha1, found = row[:_SHA1_BYTES], row[_SHA1_BYTES : _SHA1_BYTES + 1]
+        if found == place:
+            raw.delete(row, b"", tables.blob_uses)
+            raw.put(sha1 + _NAMED_ONCE, b"", db=tables.blob_uses)
 
 
 def is_used(raw: lmdb.Transaction[Any], tables: Tables, sha1: bytes) -> bool:

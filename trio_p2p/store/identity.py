@@ -10,7 +10,7 @@ from typing import Any, Final
 import lmdb
 
 from trio_p2p.ids import DatabaseID, SourceID
-from trio_p2p.store import files, schema
+from trio_p2p.store import blob_uses, files, schema
 from trio_p2p.store.records import Identity
 from trio_p2p.store.schema import Tables
 
@@ -23,6 +23,7 @@ def renew(raw: lmdb.Transaction[Any], tables: Tables) -> Identity:
     identity = Identity(DatabaseID(uuid.uuid4()), SourceID(os.urandom(16)))
     raw.put(schema.META_DATABASE_ID, identity.id.bytes, db=tables.meta)
     raw.put(schema.META_SOURCE_ID, identity.source, db=tables.meta)
+    blob_uses.forget_all(raw, tables, blob_uses.KEPT)
     for table in (
         tables.base_ends,
         tables.bases,

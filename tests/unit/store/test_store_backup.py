@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import threading
 
@@ -16,6 +17,7 @@ from trio_p2p.store import backup as backup_module
 from trio_p2p.store import checkpoints, remotes
 from trio_p2p.store.database import open_database
 from trio_p2p.testing.databases import open_test_database
+from trio_p2p.testing.integrity import check_store
 
 
 @pytest.fixture
@@ -211,6 +213,24 @@ async def test_renewing_forgets_peers_but_gives_their_numbers_to_no_other(db):
         assert checkpoints.local(txn, "cp-1") is None
         assert checkpoints.peer(txn, "clientone") is None
     assert await db.engine.write(remember("two")) != before
+
+
+async def test_renewing_lets_go_of_the_blobs_of_what_peers_had(db, notes):
+    document = await notes.put("a", {"photo": await db.save_blob(b"picture")})
+    revision_id = document.revision.id
+
+    def job(txn):
+        remote = remotes.number(txn, "peer")
+        remotes.set_known(txn, remote, notes.number, "a", revision_id)
+
+    await db.engine.write(job)
+    await notes.put("a", {"photo": None})
+    del document
+    gc.collect()
+    assert (await db.compact()).blobs_removed == 0
+    await db.renew_identity()
+    check_store(db.engine)
+    assert (await db.compact()).blobs_removed == 1
 
 
 async def test_jobs_after_a_renewal_in_one_commit_write_as_the_new_author(db, nursery):
