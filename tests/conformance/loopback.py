@@ -122,6 +122,7 @@ class Pair:
             "collections": [c for c in self.here.collections() if c.full_name in names],
             "replicator_type": kind,
             "max_attempts": 1,
+            "enable_delta_sync": self.here.delta_sync,
         }
         return ReplicatorConfiguration(**defaults | settings)
 
@@ -193,13 +194,15 @@ async def put_many(collection: Collection, names: list[str], **body: object) -> 
 
 
 @asynccontextmanager
-async def open_pair(path: Path, **listening: Any) -> AsyncIterator[Pair]:
-    """Open both databases below this directory."""
+async def open_pair(
+    path: Path, *, delta_sync: bool = False, **listening: Any
+) -> AsyncIterator[Pair]:
+    """Open both databases below this directory; `delta_sync` permits and enables deltas."""
     clock = Clock()
     async with (
-        open_test_database(path / "here", clock=Clock()) as here,
-        open_test_database(path / "there", clock=clock) as there,
+        open_test_database(path / "here", clock=Clock(), delta_sync=delta_sync) as here,
+        open_test_database(path / "there", clock=clock, delta_sync=delta_sync) as there,
         trio.open_nursery() as nursery,
     ):
-        yield Pair(nursery, here, there, clock, **listening)
+        yield Pair(nursery, here, there, clock, enable_delta_sync=delta_sync, **listening)
         nursery.cancel_scope.cancel()

@@ -137,6 +137,7 @@ def bodies(database):
 # --- What goes as a delta -------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("D1")
 async def test_documents_that_changed_go_as_what_changed(
     sender, receiver, here, there, direction, autojump_clock
 ):
@@ -158,6 +159,7 @@ async def test_documents_that_changed_go_as_what_changed(
     assert not sides.failures
 
 
+@pytest.mark.behaviour("D2")
 async def test_large_arrays_of_which_a_quarter_changed_go_as_deltas(
     sender, receiver, here, there, direction, autojump_clock
 ):
@@ -172,6 +174,7 @@ async def test_large_arrays_of_which_a_quarter_changed_go_as_deltas(
     assert await bodies(here) == await bodies(there)
 
 
+@pytest.mark.behaviour("D3")
 async def test_what_was_pushed_first_and_edited_there_comes_back_as_a_delta(
     here, there, autojump_clock
 ):
@@ -289,6 +292,7 @@ async def test_a_revision_in_place_of_the_promised_one_goes_as_a_delta(
 # --- What goes whole ------------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("D6")
 @pytest.mark.parametrize("enabled", [(True, False), (False, True), (False, False)])
 async def test_nothing_goes_as_a_delta_unless_both_sides_enable_them(
     sender, here, there, direction, enabled, autojump_clock
@@ -302,6 +306,7 @@ async def test_nothing_goes_as_a_delta_unless_both_sides_enable_them(
     assert await bodies(here) == await bodies(there)
 
 
+@pytest.mark.behaviour("D6")
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -334,6 +339,7 @@ async def test_what_is_not_worth_a_delta_goes_whole(
     assert await bodies(here) == await bodies(there) == ({} if new is None else {"a": new})
 
 
+@pytest.mark.behaviour("D4")
 async def test_attachments_of_the_older_kind_go_whole(here, there, autojump_clock):
     """D4. A document that has some goes as a delta if they stay."""
     notes = here.default_collection
@@ -405,6 +411,7 @@ async def test_what_a_peer_has_to_be_sent_again_goes_whole(here, autojump_clock)
 # --- Blobs ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.behaviour("D4")
 async def test_blobs_come_along_with_deltas(
     sender, receiver, here, there, direction, autojump_clock
 ):
@@ -467,6 +474,7 @@ def takes_no_deltas(message):
     return Message({"rev": "1-cc"})
 
 
+@pytest.mark.behaviour("D5")
 async def test_after_422_the_pusher_sends_the_body_at_once(here, there, autojump_clock):
     """D5."""
     await here.default_collection.put("a", {"n": 1, **FILLING})
@@ -512,6 +520,7 @@ async def serving(there, answer=lambda message: Message({}), **settings):
         await far.aclose()
 
 
+@pytest.mark.behaviour("D5")
 async def test_after_422_the_feeder_sends_the_body_at_once(there, autojump_clock):
     """D5."""
     notes = there.default_collection
@@ -590,6 +599,7 @@ async def test_a_delta_that_yields_no_body_is_refused_until_the_body_comes(
         assert (statistics.deltas_received, statistics.delta_bytes_saved) == (0, 0)
 
 
+@pytest.mark.behaviour("D6")
 async def test_a_delta_from_a_tombstone_is_refused(there, autojump_clock):
     """D6."""
     await there.default_collection.put("a", FILLING)
@@ -609,6 +619,7 @@ async def test_a_delta_that_was_not_asked_for_is_refused(there, autojump_clock):
         assert caught.value.code == 422
 
 
+@pytest.mark.behaviour("D5")
 async def test_a_puller_waits_for_the_body_after_it_refused_a_delta(here, there, autojump_clock):
     """D5: the base was dropped at the receiver after it was announced."""
     await there.default_collection.put("a", {"n": 1, **FILLING})
