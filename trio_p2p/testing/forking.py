@@ -131,7 +131,7 @@ def _start(connection: socket.socket, pipe: int, named: list[str], args: list[An
         connection.close()
         function(*args, pipe)
         status = 0
-    except Exception:  # The guard around a process of its own.
+    except (Exception, SystemExit):  # The guard around a process of its own.
         traceback.print_exc()
     finally:
         sys.stderr.flush()
