@@ -66,7 +66,7 @@ class Record:
 
     def __init__(self, raw: memoryview, key: bytes | memoryview) -> None:
         """Raises StoreCorruptError."""
-        _check_all(raw, key)
+        _check_revision(raw, key)
         self._raw = bytes(raw)
 
     @property
@@ -153,7 +153,7 @@ def unpack_revision(raw: memoryview, key: bytes | memoryview, *, with_body: bool
     Raises: StoreCorruptError.
     """
     if with_body:
-        _check_all(raw, key)
+        _check_revision(raw, key)
     else:
         _check_head(raw, key)
     return _unpack(raw, with_body=with_body)
@@ -173,6 +173,13 @@ def unpack_place(raw: memoryview, key: bytes | memoryview) -> tuple[bool, Sequen
 def _check_all(raw: memoryview | bytes, key: bytes | memoryview) -> None:
     """Raises StoreCorruptError if a record is not what was written for this key."""
     if zlib.crc32(raw, zlib.crc32(key)) != _CHECKED:
+        raise _damaged(raw)
+
+
+def _check_revision(raw: memoryview, key: bytes | memoryview) -> None:
+    """As `_check_all` for a revision, whose head alone has a valid checksum too."""
+    _check_all(raw, key)
+    if len(raw) < _body_at(raw) + _CHECKSUM.size:
         raise _damaged(raw)
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trio_p2p.errors import StoreCorruptError
@@ -140,6 +140,7 @@ def test_a_record_under_another_key_is_damage(revision, place):
 
 
 @given(revisions | legacy, st.integers(0, 200))
+@example(Revision(VersionVector(Version(1, ANN)), b"\xa1aa\x01"), 47)  # Right before the body.
 def test_what_is_cut_short_is_damage(revision, length):
     raw = records.pack_revision(revision, 5, KEY)
     if length < len(raw):
