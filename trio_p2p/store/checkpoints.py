@@ -92,14 +92,16 @@ def set_peer(
         raise ConflictError(
             "the checkpoint has another revision", expected=expected_revision, current=current
         )
+    least = None
     if entry is None:
         txn.peers = None
         least = recent.make_room(txn, PEERS, limits.PEER_CHECKPOINTS_MAX)
-        if least is not None:
-            _move_mark(txn, least, None)
     record = records.pack_peer_checkpoint(generation + 1, collection, reached, body)
     use = recent.put(txn, PEERS, key, record)
     _move_mark(txn, entry, Entry(key, use, record))
+    if least is not None:
+        # Last, since the new mark may need what this one kept.
+        _move_mark(txn, least, None)
     while least := recent.shrink(txn, PEERS, limits.PEER_CHECKPOINTS_BYTES_MAX):
         txn.peers = None
         _move_mark(txn, least, None)
@@ -108,8 +110,13 @@ def set_peer(
 
 def forget_all(txn: WriteTransaction) -> None:
     """Forget all checkpoints, so that whoever replicates starts over."""
-    for entry in list(recent.entries(txn, PEERS)):
-        _move_mark(txn, entry, None)
+    kept = [(*_place(entry), entry.use) for entry in recent.entries(txn, PEERS)]
+    marks = [(collection, reached, use) for collection, reached, use in kept if reached]
+    for collection, reached, use in marks:
+        bases.remove_mark(txn, collection, reached, use)
+    # Afterwards: what is dropped must not depend on which mark goes first.
+    for collection, reached, _ in marks:
+        bases.note_passed(txn, collection, reached)
     recent.clear(txn, LOCAL)
     recent.clear(txn, PEERS)
 
