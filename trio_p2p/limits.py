@@ -280,6 +280,12 @@ TARGETS_MAX: Final = 10_000
 # share one; more are needed only by those that were away for different times.
 BASES_PER_DOCUMENT_MAX: Final = 8
 CHECKPOINT_BYTES_MAX: Final = MIB
+# Ranges of completed sequences in a checkpoint of ours: with 2 x 20 characters each it stays below
+# what our listener takes. There is one for each document that waits among others that are done.
+CHECKPOINT_RANGES_MAX: Final = 10_000
+# Offered sequences that are not done, such as those of documents that failed for now, before what
+# is offered behind them is not taken note of.
+SEQUENCE_GAPS_MAX: Final = 10_000
 
 # --- Retry (source: Couchbase Lite's defaults) ---------------------------------------------------
 

@@ -16,6 +16,7 @@ from uuid import UUID
 
 import orjson
 
+from trio_p2p import limits
 from trio_p2p.model.sequence_set import SequenceSet
 from trio_p2p.replication.messages import RemoteSequence
 
@@ -30,12 +31,16 @@ class Checkpoint:
     remote: RemoteSequence | None = None
 
     def to_json(self, time_s: int) -> bytes:
-        """The body that both sides store. `time_s` is told for people to read."""
+        """The body that both sides store. `time_s` is told for people to read.
+
+        Of very many ranges the last ones are left out: they will be offered again.
+        """
         body: dict[str, Any] = {"time": time_s}
         if self.local.low_water:
             body["local"] = self.local.low_water
-        if len(self.local.ranges()) > 1:
-            body["localCompleted"] = self.local.to_pairs()
+        pairs = self.local.to_pairs()[: 2 * limits.CHECKPOINT_RANGES_MAX]
+        if len(pairs) > 2:
+            body["localCompleted"] = pairs
         if self.remote is not None:
             body["remote"] = orjson.Fragment(self.remote)
         return orjson.dumps(body)
@@ -94,27 +99,62 @@ def checkpoint_id(
 
 
 class RemoteSequences:
-    """The peer's sequences in the order it offered them, and how far all of them are done."""
+    """How far the peer's sequences are done, in the order it offered them.
+
+    What is not done is a gap; of what is done behind a gap, only the last one is remembered. With
+    too many gaps nothing behind the last of them counts any more: it is offered again next time.
+    """
 
     def __init__(self, reached: RemoteSequence | None) -> None:
         self.reached = reached
-        self._offered: dict[RemoteSequence, bool] = {}
+        self._start = _Gap("", None)
+        self._end = self._start
+        self._gaps: dict[RemoteSequence, _Gap] = {}
+        self._is_full = False
 
     def begin(self, sequence: RemoteSequence) -> None:
         """Take note of an offered sequence."""
-        self._offered.setdefault(sequence, False)
+        if sequence in self._gaps or self._is_full:
+            return
+        if len(self._gaps) >= limits.SEQUENCE_GAPS_MAX:
+            self._is_full = True
+            return
+        gap = self._gaps[sequence] = _Gap(sequence, self._end)
+        self._end.behind = gap
+        self._end = gap
 
     def complete(self, sequence: RemoteSequence) -> None:
         """Mark one as done; `reached` moves once everything before it is done too."""
-        if sequence not in self._offered:
+        gap = self._gaps.pop(sequence, None)
+        if gap is None:
             return
-        self._offered[sequence] = True
-        while self._offered:
-            first = next(iter(self._offered))
-            if not self._offered[first]:
-                break
-            del self._offered[first]
-            self.reached = first
+        before = gap.before
+        assert before is not None, sequence
+        before.behind = gap.behind
+        if gap.behind is None:
+            self._end = before
+        else:
+            gap.behind.before = before
+        before.done = gap.done or sequence
+        if before is self._start and not _is_behind(before.done, self.reached):
+            self.reached = before.done
+
+
+@dataclass(slots=True)
+class _Gap:
+    """A sequence that is not done, between others; `done` is the last one done behind it."""
+
+    sequence: RemoteSequence
+    before: _Gap | None
+    behind: _Gap | None = None
+    done: RemoteSequence | None = None
+
+
+def _is_behind(sequence: RemoteSequence, reached: RemoteSequence | None) -> bool:
+    """Whether a sequence lies behind what was reached before, such as one that is offered again."""
+    if reached is None or not (sequence.isdecimal() and reached.isdecimal()):
+        return False
+    return int(sequence) < int(reached)
 
 
 def _sequence_text(value: Any) -> RemoteSequence:

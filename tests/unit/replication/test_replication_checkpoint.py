@@ -1,5 +1,7 @@
 """Checkpoints: their JSON, what two copies agree on, their names, and the peer's sequences."""
 
+import itertools
+from unittest import mock
 from uuid import UUID
 
 import orjson
@@ -7,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trio_p2p import limits
 from trio_p2p.model.sequence_set import SequenceSet
 from trio_p2p.replication.checkpoint import Checkpoint, RemoteSequences, checkpoint_id
 
@@ -95,6 +98,20 @@ def test_what_cannot_be_understood_counts_as_nothing_done(body):
     assert Checkpoint.from_json(body) == NOTHING
 
 
+def test_of_very_many_ranges_the_last_ones_are_left_out(monkeypatch):
+    monkeypatch.setattr(limits, "CHECKPOINT_RANGES_MAX", 2)
+    done = SequenceSet([(0, 3), (5, 8), (10, 11), (20, 30)])
+    written = Checkpoint.from_json(Checkpoint(done, "7").to_json(0))
+    assert written == Checkpoint(SequenceSet([(0, 3), (5, 8)]), "7")
+
+
+def test_a_checkpoint_of_as_many_ranges_as_may_be_is_taken_by_a_listener():
+    start = 2**63 - 4 * limits.CHECKPOINT_RANGES_MAX
+    ranges = [(start + 2 * n, start + 2 * n + 1) for n in range(2 * limits.CHECKPOINT_RANGES_MAX)]
+    body = Checkpoint(SequenceSet([(0, 2**62), *ranges]), "7").to_json(2**33)
+    assert len(body) < limits.CHECKPOINT_BYTES_MAX
+
+
 # --- Agreement ------------------------------------------------------------------------------------
 
 
@@ -163,41 +180,73 @@ def test_the_order_of_document_ids_does_not_change_the_name(document_ids):
 
 
 class NaiveSequences:
-    """Every offer that ever was, in order; `reached` ends the prefix of those that are done."""
+    """Every offer that ever was, in order; what is done from the first one on is reached."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.offers: list[list] = []
+        self.reached = None
 
     def begin(self, sequence):
-        if not any(offer[0] == sequence for offer in self.offers[self._done :]):
+        if [sequence, False] not in self.offers:
             self.offers.append([sequence, False])
 
     def complete(self, sequence):
-        for offer in self.offers[self._done :]:
-            if offer[0] == sequence:
-                offer[1] = True
-
-    @property
-    def _done(self):
-        flags = [done for _, done in self.offers]
-        return flags.index(False) if False in flags else len(flags)
-
-    @property
-    def reached(self):
-        return self.offers[self._done - 1][0] if self._done else None
+        if [sequence, False] in self.offers:
+            self.offers[self.offers.index([sequence, False])][1] = True
+        done = list(itertools.takewhile(lambda offer: offer[1], self.offers))
+        del self.offers[: len(done)]
+        # What is offered once more does not take back what was reached since.
+        if done and int(done[-1][0]) >= int(self.reached or 0):
+            self.reached = done[-1][0]
 
 
 steps = st.tuples(st.sampled_from(["begin", "complete"]), st.sampled_from("123456"))
 
 
 @pytest.mark.behaviour("U13", "G6")
-@given(st.lists(steps, max_size=40))
+@given(st.lists(steps, max_size=60))
 def test_sequences_are_reached_once_all_before_them_are_done(steps):
     sequences, naive = RemoteSequences(None), NaiveSequences()
     for name, sequence in steps:
         getattr(sequences, name)(sequence)
         getattr(naive, name)(sequence)
         assert sequences.reached == naive.reached
+
+
+@given(st.lists(st.sampled_from(["begin", *"123456"]), max_size=60))
+def test_with_too_many_gaps_what_is_behind_the_last_one_does_not_count(steps):
+    """What is reached is at most what would be reached without a limit."""
+    with mock.patch.object(limits, "SEQUENCE_GAPS_MAX", 2):
+        sequences, naive, offered = RemoteSequences(None), NaiveSequences(), itertools.count(1)
+        for step in steps:
+            for told in (sequences, naive):
+                if step != "begin":
+                    told.complete(step)
+            if step == "begin":
+                sequence = str(next(offered))
+                sequences.begin(sequence)
+                naive.begin(sequence)
+            assert int(sequences.reached or 0) <= int(naive.reached or 0)
+
+
+def test_gaps_that_close_after_there_were_too_many_let_what_is_before_count(monkeypatch):
+    monkeypatch.setattr(limits, "SEQUENCE_GAPS_MAX", 2)
+    sequences = RemoteSequences(None)
+    for sequence in "1234":
+        sequences.begin(sequence)
+    for sequence in "3421":
+        sequences.complete(sequence)
+    assert sequences.reached == "2"
+
+
+def test_sequences_that_are_no_numbers_are_taken_in_the_order_of_their_offers():
+    sequences = RemoteSequences('"7:3"')
+    for sequence in ('"9:1"', '"8:2"'):
+        sequences.begin(sequence)
+    sequences.complete('"8:2"')
+    assert sequences.reached == '"7:3"'
+    sequences.complete('"9:1"')
+    assert sequences.reached == '"8:2"'
 
 
 def test_a_gap_holds_back_what_is_done_behind_it():
