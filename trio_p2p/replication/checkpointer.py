@@ -6,6 +6,7 @@ but correct. The other order could skip revisions that the peer never stored.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from trio_p2p import limits
@@ -16,6 +17,8 @@ from trio_p2p.replication.link import Link
 from trio_p2p.replication.messages import HeldCheckpoint
 from trio_p2p.store import checkpoints
 from trio_p2p.store.transaction import WriteTransaction
+
+logger = logging.getLogger(__name__)
 
 
 class Checkpointer:
@@ -104,12 +107,19 @@ class Checkpointer:
             seen = checkpoints.seen(txn, self._id)
         if ours is None or not held.revision:
             return Checkpoint(), Checkpoint()
-        mine = Checkpoint.from_json(ours)
-        agreed = mine.agreed(Checkpoint.from_json(held.body))
-        if agreed.local.last > self._link.collection.last_sequence:
-            # The checkpoint claims more than this database ever had: it was restored or rolled
-            # back since, so neither direction can be trusted.
+        mine, theirs = Checkpoint.from_json(ours), Checkpoint.from_json(held.body)
+        claimed, last = max(mine.local.last, theirs.local.last), self._link.collection.last_sequence
+        if claimed > last:
+            # Its sequences were given to other documents, or will be.
+            logger.warning(
+                "%s has %d changes in %s, and a peer got %d: it was rolled back, and starts over",
+                self._link.engine.path,
+                last,
+                self._link.collection.full_name,
+                claimed,
+            )
             return Checkpoint(), Checkpoint()
+        agreed = mine.agreed(theirs)
         if agreed == mine:
             # Otherwise the peer was rolled back to before it had what we know it had.
             self.seen = seen

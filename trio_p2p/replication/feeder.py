@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 import trio
@@ -22,6 +23,8 @@ from trio_p2p.replication.status import Direction
 from trio_p2p.store import changes
 from trio_p2p.store.records import ChangeRow
 
+logger = logging.getLogger(__name__)
+
 _SEQUENCE = re.compile(r"[0-9]{1,19}", re.ASCII)
 
 
@@ -41,6 +44,15 @@ class Feeder:
         # Only sequences that we gave ourselves come back; anything else means from the beginning.
         since = request.since or ""
         self._cursor = Sequence(int(since) if _SEQUENCE.fullmatch(since) else 0)
+        if self._cursor > link.collection.last_sequence:
+            logger.warning(
+                "%s has %d changes in %s, and a peer got %d: it was rolled back, and starts over",
+                link.engine.path,
+                link.collection.last_sequence,
+                link.collection.full_name,
+                self._cursor,
+            )
+            self._cursor = Sequence(0)
         self._sender = Sender(link)
         self._offering = 0
         self.running = True

@@ -19,7 +19,7 @@ from trio_p2p.replication.passive import PassiveSession
 from trio_p2p.replication.profiles.couchbase import CouchbaseProfile
 from trio_p2p.replication.session import ActiveSession, CollectionPlan, Plan
 from trio_p2p.replication.status import Direction
-from trio_p2p.store import conflicts, schema
+from trio_p2p.store import checkpoints, conflicts, recent, records, schema
 from trio_p2p.testing.databases import open_test_database
 from trio_p2p.transport.memory import Faults, memory_transport_pair
 
@@ -330,6 +330,34 @@ async def test_after_a_reset_all_is_offered_and_nothing_sent(here, there):
     await sync(here, there)
     assert counts(await sync(here, there, reset_checkpoint=True))[1:] == (0, 0, 0)
     assert counts(await sync(here, there)) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("copy", ["ours", "theirs"])
+async def test_after_a_peer_got_more_than_there_is_both_directions_start_over(
+    here, there, caplog, copy
+):
+    """This database was put back to an earlier state: its sequences are given to others now."""
+    await put(here, "a", x=1)
+    await put(there, "b", x=1)
+    await sync(here, there)
+    claimed = b'{"local":1000,"remote":2}'
+
+    def claim(txn):
+        if copy == "ours":
+            (kept,) = recent.entries(txn, checkpoints.LOCAL)
+            record = records.pack_local_checkpoint(records.LocalCheckpoint(1, 0, claimed))
+            recent.put(txn, checkpoints.LOCAL, kept.key, record)
+        else:
+            (kept,) = recent.entries(txn, checkpoints.PEERS)
+            generation, *_ = records.unpack_peer_checkpoint(kept.content)
+            record = records.pack_peer_checkpoint(generation, 0, 0, claimed)
+            recent.put(txn, checkpoints.PEERS, kept.key, record)
+
+    await (here if copy == "ours" else there).engine.write(claim)
+    await here.default_collection.purge("b")
+    assert counts(await sync(here, there))[1:] == (0, 1, 0)
+    assert "was rolled back, and starts over" in caplog.text
+    assert bodies(here) == {"a": {"x": 1}, "b": {"x": 1}}
 
 
 @pytest.mark.behaviour("P14", "G2a")
