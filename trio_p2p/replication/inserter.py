@@ -273,7 +273,9 @@ class Inserter:
             conflicts.add(txn, self._link.number, sent.document_id, arrived)
             return Insertion(RevisionOutcome(), conflicted=True)
         self._put(txn, sent, settled)
-        return Insertion(RevisionOutcome())
+        # So that who sent it need not wait to be offered what came of it.
+        made = None if active or settled.id == arrived.id else settled.id
+        return Insertion(RevisionOutcome(current=made))
 
     def _know(self, txn: WriteTransaction, sent: SentRevision) -> None:
         if self._knowledge is not None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 import trio
 
 from trio_p2p import limits
-from trio_p2p.errors import ClockSkewError, PeerError, TrioP2PError
+from trio_p2p.errors import ClockSkewError, PeerError, RemoteProtocolError, TrioP2PError
 from trio_p2p.ids import DocumentID
 from trio_p2p.model.version import RevisionID, Version
 from trio_p2p.replication.checkpoint import RemoteSequences
@@ -164,19 +165,36 @@ class Puller:
             if len(outcomes) == len(request.revisions):
                 respond(RevisionsReply(tuple(outcomes)))
 
-        for sent in request.revisions:
+        for sent in map(self._asked_for, request.revisions):
             self._inserter.add(sent, lambda insertion, sent=sent: on_inserted(sent, insertion))  # type: ignore[misc]
+
+    def _asked_for(self, sent: SentRevision) -> SentRevision:
+        """The revision, with the sequence that it was asked for by; any other one as it is."""
+        sequence = self._requested_as(sent.sequence, sent.document_id)
+        if sequence is None or sequence == sent.sequence:
+            return sent
+        return replace(sent, sequence=sequence)
+
+    def _requested_as(
+        self, sequence: RemoteSequence, document_id: DocumentID
+    ) -> RemoteSequence | None:
+        """The sequence that was asked for: one that stands in for it may bring its own."""
+        if sequence in self._requested:
+            return sequence
+        requested = (s for s, name in self._requested.items() if name == document_id)
+        return next(requested, None)
 
     def withheld(self, message: NoRevision) -> None:
         """A promised revision will not come: its document changed again, or is gone."""
-        document_id = self._requested.pop(message.sequence, None)
-        if document_id is None:
+        sequence = self._requested_as(message.sequence, message.document_id)
+        if sequence is None:
             return
+        document_id = self._requested.pop(sequence)
         error = PeerError("HTTP", message.status, message.reason)
         if error.retryable:
-            self._failed.setdefault(document_id, message.sequence)
+            self._failed.setdefault(document_id, sequence)
         else:
-            self._complete(document_id, message.sequence)
+            self._complete(document_id, sequence)
         self._link.journal.failed(Direction.PULL, self._link.collection, document_id, error)
         self._link.pulse.notify()
 
@@ -191,6 +209,16 @@ class Puller:
         respond(OffersReply(answers))
 
     def _wanted(self, txn: ReadTransaction, change: OfferedChange) -> Wanted | None:
+        """Whether to ask for an offered revision. Raises RemoteProtocolError."""
+        requested = self._requested.get(change.sequence)
+        if requested == change.document_id:
+            # Offered by two subscriptions; it is on its way.
+            self._fetching.discard(change.document_id)
+            return None
+        if requested is not None:
+            raise RemoteProtocolError(
+                "two documents have one sequence", sequence=change.sequence, document_id=requested
+            )
         if change.document_id in self._fetching:
             self._fetching.discard(change.document_id)
         else:

@@ -73,6 +73,8 @@ class Pusher:
         self._refused: dict[DocumentID, int] = {}
         # Those of them whose revision at the peer the pull may not bring.
         self._unfetched: set[DocumentID] = set()
+        # Taken by the peer, which made another revision of it that the pull may not bring.
+        self._made_there: dict[DocumentID, RevisionID] = {}
         self._fetched: set[tuple[DocumentID, int]] = set()
         # Failed for now, to be proposed again later.
         self._failed: dict[DocumentID, ChangeRow] = {}
@@ -103,8 +105,8 @@ class Pusher:
 
     @property
     def has_unfetched(self) -> bool:
-        """Whether a refused document conflicts with a revision that is yet to be fetched."""
-        return bool(self._unfetched)
+        """Whether the peer has revisions of pushed documents that are yet to be fetched."""
+        return bool(self._unfetched or self._made_there)
 
     def take_unfetched(self) -> list[DocumentID]:
         """The documents whose revisions at the peer are to be fetched, each once."""
@@ -114,9 +116,25 @@ class Pusher:
                 for document_id in sorted(self._unfetched & self._refused.keys())
                 if not conflicts.of_document(txn, self._link.number, document_id)
             ]
+            taken += [
+                document_id
+                for document_id, revision_id in self._made_there.items()
+                if not self._is_here(txn, document_id, revision_id)
+            ]
         self._unfetched.clear()
-        self._fetched.update((document_id, self._refused[document_id]) for document_id in taken)
-        return taken
+        self._made_there.clear()
+        self._fetched.update(
+            (document_id, self._refused[document_id])
+            for document_id in taken
+            if document_id in self._refused
+        )
+        return list(dict.fromkeys(taken))
+
+    def _is_here(
+        self, txn: ReadTransaction, document_id: DocumentID, revision_id: RevisionID
+    ) -> bool:
+        stored = documents.head(txn, self._link.number, document_id)
+        return stored is None or stored.revision.has(revision_id)
 
     @property
     def has_failed(self) -> bool:
@@ -424,6 +442,8 @@ class Pusher:
             self._finish(document_id, sequence, done=not (waits or outcome.retryable))
         else:
             self._knowledge.note(document_id, sent.revision.id)
+            if outcome.current is not None and self._pulling:
+                self._made_there[document_id] = outcome.current
             if outcome.status:
                 journal.settled()
             else:

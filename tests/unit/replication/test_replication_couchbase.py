@@ -47,6 +47,7 @@ from trio_p2p.replication.messages import (
     Wanted,
 )
 from trio_p2p.replication.profiles.couchbase import CouchbaseProfile
+from trio_p2p.replication.profiles.replies import outcome_of
 from trio_p2p.testing.transcripts import read_transcript
 from trio_p2p.transport.memory import memory_transport_pair
 
@@ -347,6 +348,8 @@ async def test_that_deltas_are_taken_is_told_once_for_each_collection():
     [
         (RevisionsReply((RevisionOutcome(),)), RevisionOutcome()),
         (RevisionsReply((RevisionOutcome(304),)), RevisionOutcome(304)),
+        (RevisionsReply((RevisionOutcome(current=V2),)), RevisionOutcome(current=V2)),
+        (RevisionsReply((RevisionOutcome(current=TREE),)), RevisionOutcome(current=TREE)),
         (RevisionsReply((RevisionOutcome(409, "no"),)), RevisionOutcome(409, "no")),
         (RevisionsReply((RevisionOutcome(429, "later"),)), RevisionOutcome(429, "later", True)),
         (Refusal(403, "no"), RevisionOutcome(403, "no")),
@@ -359,6 +362,12 @@ async def test_the_fate_of_a_revision_comes_back(active, passive, reply, outcome
     active.profile.send_revisions(0, [sent], lambda *told: outcomes.append(told))
     await wait_all_tasks_blocked()
     assert outcomes == [(sent, outcome)]
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "1@", "0-00"])
+async def test_what_a_peer_says_to_have_made_of_a_revision_may_be_nonsense(text):
+    """Couchbase Lite says nothing there; whoever says something else has taken the revision."""
+    assert outcome_of(Message({"rev": text})) == RevisionOutcome()
 
 
 async def test_an_error_of_another_domain_is_no_http_status(active, passive):

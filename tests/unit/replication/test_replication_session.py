@@ -321,6 +321,36 @@ async def test_a_push_goes_on_after_its_acknowledgement_was_lost(here, there):
     assert bodies(there) == {"a": {"x": 2}}
 
 
+@pytest.mark.parametrize("continuous", [False, True])
+async def test_what_became_of_a_document_that_was_written_anew_is_here_at_once(
+    here, there, autojump_clock, continuous
+):
+    """Its tombstone there, which is forgotten here, is merged with what is pushed."""
+    await put(there, "a", x=1)
+    await there.default_collection.delete("a")
+    await sync(here, there)
+    await here.default_collection.purge("a")
+    await trio.sleep(1)
+    await put(here, "a", x=2)
+    async with linked(here, there, continuous=continuous):
+        await trio.sleep(2)
+    assert bodies(here) == bodies(there) == {"a": {"x": 2}}
+    versions = {database.default_collection.get("a").version for database in (here, there)}
+    assert len(versions) == 1
+    assert counts(await sync(here, there))[1:] == (0, 0, 0)
+
+
+async def test_what_became_of_it_is_not_fetched_where_nothing_is_pulled(
+    here, there, autojump_clock
+):
+    await put(there, "a", x=1)
+    await there.default_collection.delete("a")
+    await trio.sleep(1)
+    written = await put(here, "a", x=2)
+    assert counts(await sync(here, there, pull=False)) == (1, 1, 0, 0)
+    assert here.default_collection.get("a") == written
+
+
 # --- Checkpoints ---------------------------------------------------------------------------------
 
 

@@ -61,6 +61,7 @@ from trio_p2p.replication.profiles.replies import (
     change_answer,
     held_checkpoint,
     outcome_of,
+    outcome_properties,
     proposal_answer,
     write_reply,
 )
@@ -356,7 +357,7 @@ class CouchbaseProfile:
                 if outcome.failed:
                     self._peer.refuse(number, "HTTP", status, text)
                 else:
-                    self._peer.reply(number, Message({"noop": "true"} if status else {}))
+                    self._peer.reply(number, Message(outcome_properties(outcome)))
             case OffersReply() | ProposalsReply():
                 announce = self._announces_deltas(message.properties.get("collection", ""))
                 self._peer.reply(number, write_reply(reply, announce_deltas=announce))

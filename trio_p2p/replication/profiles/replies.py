@@ -109,10 +109,24 @@ def proposal_answer(item: Any) -> ProposalAnswer:
     raise RemoteProtocolError("not an answer to a proposal", got=type(item).__name__)
 
 
+def outcome_properties(outcome: RevisionOutcome) -> dict[str, str]:
+    """What the reply to a revision says that did not fail; `rev` is of our own making."""
+    properties = {"noop": "true"} if outcome.status else {}
+    if outcome.current is not None:
+        properties["rev"] = describe(outcome.current)
+    return properties
+
+
 def outcome_of(reply: Message | PeerError | ConnectionLostError) -> RevisionOutcome:
     match reply:
         case Message(properties):
-            return RevisionOutcome(304 if values.is_true(properties, "noop") else 0)
+            current = None
+            if "rev" in properties:
+                # It but helps to learn of it sooner.
+                with suppress(RemoteProtocolError):
+                    current = revision_id(properties["rev"])
+            status = 304 if values.is_true(properties, "noop") else 0
+            return RevisionOutcome(status, current=current)
         case PeerError(domain="HTTP" | "WebSocket", code=code, text=text, retryable=retryable):
             return RevisionOutcome(code, text, retryable)
         case PeerError():

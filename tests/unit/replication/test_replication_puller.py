@@ -1,0 +1,180 @@
+"""What the active side asks for, and what it makes of answers that are not what it asked for."""
+
+import pytest
+from trio.testing import wait_all_tasks_blocked
+
+from trio_p2p.errors import PeerError, RemoteProtocolError
+from trio_p2p.ids import SourceID
+from trio_p2p.model.codec import encode_body
+from trio_p2p.model.conflict import default_conflict_resolver
+from trio_p2p.model.document import Revision
+from trio_p2p.model.version import Version, VersionVector
+from trio_p2p.replication.checkpoint import RemoteSequences
+from trio_p2p.replication.journal import Journal
+from trio_p2p.replication.knowledge import RemoteKnowledge
+from trio_p2p.replication.link import Link, Pulse
+from trio_p2p.replication.messages import (
+    NoRevision,
+    OfferChanges,
+    OfferedChange,
+    SendRevisions,
+    SentRevision,
+)
+from trio_p2p.replication.puller import Puller
+from trio_p2p.replication.resolver import Resolver
+from trio_p2p.testing.databases import open_test_database
+
+NOW = 1_800_000_000 * 10**9
+BOB = SourceID(b"b" * 16)
+
+
+def revision(time=1, body=None):
+    return Revision(VersionVector(Version(NOW + time, BOB)), encode_body(body or {"t": time}))
+
+
+class Profile:
+    """Takes every subscription."""
+
+    def __init__(self):
+        self.subscriptions = []
+
+    async def subscribe(self, request):
+        self.subscriptions.append(request)
+
+
+class Pull:
+    """A puller, and what a peer says to it."""
+
+    def __init__(self, database):
+        self.collection = database.default_collection
+        self.journal = Journal()
+        self.profile = Profile()
+        self.sequences = RemoteSequences(None)
+        link = Link(self.collection, 0, self.profile, self.journal, Pulse())
+        knowledge = RemoteKnowledge(1, self.collection.number)
+        resolver = Resolver(link, default_conflict_resolver)
+        self.puller = Puller(link, knowledge, self.sequences, resolver)
+
+    async def offer(self, *changes):
+        """Offer (sequence, ID, revision) triples; what is wanted of them."""
+        replies = []
+        offered = [OfferedChange(s, name, one.id) for s, name, one in changes]
+        self.puller.offered(OfferChanges(0, tuple(offered)), replies.append)
+        await wait_all_tasks_blocked()
+        (reply,) = replies
+        return [answer is not None for answer in reply.answers]
+
+    async def send(self, sequence, document_id, one):
+        replies = []
+        request = SendRevisions(0, (SentRevision(document_id, sequence, one),))
+        self.puller.arrived(request, replies.append)
+        await wait_all_tasks_blocked()
+        return replies[0].outcomes[0].status
+
+    async def withhold(self, sequence, document_id, status):
+        self.puller.withheld(NoRevision(0, document_id, None, sequence, status))
+        await wait_all_tasks_blocked()
+
+    @property
+    def failures(self):
+        return {event.document_id: event.error for event in self.journal.failures}
+
+
+@pytest.fixture
+async def database(tmp_path):
+    async with open_test_database(tmp_path / "db", clock=lambda: NOW) as database:
+        yield database
+
+
+@pytest.fixture
+async def pull(database, nursery):
+    pull = Pull(database)
+    nursery.start_soon(pull.puller.run, True, None)
+    nursery.start_soon(pull.puller.run_inserter)
+    await pull.offer()
+    assert not pull.puller.busy
+    yield pull
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_is_missing_is_asked_for_and_stored(pull):
+    assert await pull.offer(("1", "a", revision()), ("2", "b", revision())) == [True, True]
+    assert pull.puller.busy
+    await pull.send("1", "a", revision())
+    assert pull.sequences.reached == "1"
+    await pull.send("2", "b", revision())
+    assert pull.sequences.reached == "2"
+    assert not pull.puller.busy
+    assert await pull.offer(("1", "a", revision())) == [False]
+
+
+async def test_what_is_on_its_way_is_not_asked_for_again(pull):
+    """As when it is offered by two subscriptions."""
+    await pull.offer(("1", "a", revision()))
+    assert await pull.offer(("1", "a", revision())) == [False]
+    await pull.send("1", "a", revision())
+    assert not pull.puller.busy
+    assert pull.sequences.reached == "1"
+
+
+async def test_what_stands_in_for_a_revision_may_bring_a_sequence_of_its_own(pull):
+    await pull.offer(("1", "a", revision()), ("2", "b", revision()))
+    await pull.send("7", "a", revision(5))
+    await pull.send("2", "b", revision())
+    assert pull.sequences.reached == "2"
+    assert not pull.puller.busy
+
+
+async def test_a_revision_that_was_not_asked_for_holds_nothing_up(pull):
+    await pull.offer(("1", "a", revision()))
+    await pull.send("2", "b", revision())
+    assert (pull.sequences.reached, pull.puller.busy) == (None, True)
+    for _ in range(2):
+        await pull.send("1", "a", revision())
+    assert (pull.sequences.reached, pull.puller.busy) == ("1", False)
+
+
+async def test_two_documents_of_one_sequence_break_the_protocol(database):
+    pull = Pull(database)
+    offered = [OfferedChange("1", name, revision().id) for name in ("a", "b")]
+    pull.puller.offered(OfferChanges(0, tuple(offered)), pytest.fail)
+    with pytest.raises(RemoteProtocolError, match="one sequence"):
+        await pull.puller.run(True, None)
+
+
+async def test_sequences_may_come_in_any_order(pull):
+    """Couchbase Lite offers again what failed, in whatever order it failed."""
+    await pull.offer(("5", "a", revision()), ("2", "b", revision()))
+    await pull.send("5", "a", revision())
+    await pull.send("2", "b", revision())
+    assert pull.sequences.reached == "5"
+
+
+@pytest.mark.parametrize("status", [404, 410, 500])
+async def test_what_will_not_come_is_a_failure_and_done(pull, status):
+    await pull.offer(("1", "a", revision()))
+    await pull.withhold("1", "a", status)
+    assert isinstance(pull.failures["a"], PeerError)
+    assert (pull.sequences.reached, pull.puller.has_failed) == ("1", False)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_what_will_not_come_for_now_is_asked_for_again(pull, nursery, status):
+    await pull.offer(("1", "a", revision()), ("2", "b", revision()))
+    await pull.withhold("1", "a", status)
+    await pull.send("2", "b", revision())
+    assert isinstance(pull.failures["a"], PeerError)
+    assert (pull.sequences.reached, pull.puller.has_failed) == (None, True)
+    assert not pull.puller.busy
+    nursery.start_soon(pull.puller.retry_failed)
+    await wait_all_tasks_blocked()
+    assert pull.profile.subscriptions[-1].document_ids == ("a",)
+    assert await pull.offer(("1", "a", revision())) == [True]
+    await pull.send("1", "a", revision())
+    await pull.offer()
+    assert (pull.sequences.reached, pull.puller.has_failed) == ("2", False)
+
+
+async def test_what_was_never_promised_cannot_be_withheld(pull):
+    await pull.withhold("1", "a", 404)
+    assert not pull.failures
