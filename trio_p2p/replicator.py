@@ -86,7 +86,10 @@ class Replicator:
     @property
     def status(self) -> ReplicatorStatus:
         """What it is doing now."""
-        return ReplicatorStatus(self._activity, self._journal.progress(), self._error)
+        error: TrioP2PError | None = self._error
+        if error is None and self._activity in (ActivityLevel.IDLE, ActivityLevel.BUSY):
+            error = self._journal.clock_skew
+        return ReplicatorStatus(self._activity, self._journal.progress(), error)
 
     @property
     def is_done(self) -> bool:

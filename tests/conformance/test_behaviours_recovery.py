@@ -105,12 +105,14 @@ async def test_what_was_ahead_of_the_clock_is_asked_for_again_while_connected(pa
         assert pair.mine.get("a") is None
         event = next(e for e in replicator.result().errors if e.document_id == "a")
         assert isinstance(event.error, ClockSkewError)
+        assert replicator.status.error is event.error
         await trio.sleep(1000)
         await pair.here.engine.write(lambda txn: None)
         with trio.fail_after(limits.RETRY_DOCUMENTS_S_MAX + 1):
             while pair.mine.get("a") is None:
                 await pair.here.engine.wait_change(pair.mine.number, pair.mine.last_sequence)
         await replicator.wait_for(ActivityLevel.IDLE)
+        assert replicator.status.error is None
     assert pair.attempts == 1
     await pair.assert_equal()
     assert (await pair.replicate()).offered == 0

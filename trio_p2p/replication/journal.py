@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from trio_p2p import limits
-from trio_p2p.errors import TrioP2PError
+from trio_p2p.errors import ClockSkewError, TrioP2PError
 from trio_p2p.ids import DocumentID
 from trio_p2p.model.document import CollectionName
 from trio_p2p.replication.status import (
@@ -32,6 +32,7 @@ class Journal:
         # Kept by themselves, or the many that went well would push them out.
         self.failures: deque[DocumentReplication] = deque(maxlen=limits.DOCUMENT_EVENTS_MAX)
         self.event_count = 0
+        self._skewed: dict[tuple[str, DocumentID], ClockSkewError] = {}
 
     def offered(self, count: int) -> None:
         """Revisions were offered, by either side."""
@@ -70,6 +71,21 @@ class Journal:
         self.failures.append(event)
         self._tell(event)
 
+        if isinstance(error, ClockSkewError):
+            self._skewed[collection.full_name, document_id] = error
+            if len(self._skewed) > limits.DOCUMENT_EVENTS_MAX:
+                del self._skewed[next(iter(self._skewed))]
+
+    def recovered(self, collection: CollectionName, document_id: DocumentID) -> None:
+        """A document that failed for now went well, or will not be tried again."""
+        if self._skewed.pop((collection.full_name, document_id), None) is not None:
+            self._on_change()
+
+    @property
+    def clock_skew(self) -> ClockSkewError | None:
+        """What a document failed with that waits for clocks to agree, the latest one."""
+        return next(reversed(self._skewed.values()), None)
+
     def resolved(self) -> None:
         """A conflict was resolved."""
         self._resolved += 1
@@ -100,7 +116,8 @@ class Journal:
         self._add(blob_bytes_sent=count)
 
     def connected(self) -> None:
-        """A session began."""
+        """A session began, which tries again whatever failed."""
+        self._skewed.clear()
         self._add(connections=1)
 
     def moved(self, bytes_sent: int, bytes_received: int) -> None:

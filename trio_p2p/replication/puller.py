@@ -285,3 +285,4 @@ class Puller:
         if failed is not None:
             # The revision that failed was superseded by this one, or is this one.
             self._sequences.complete(failed)
+            self._link.journal.recovered(self._link.collection, document_id)

@@ -47,7 +47,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class ReplicatorStatus:
-    """`error` is what made it stop or go offline, if anything did."""
+    """`error` is what made it stop or go offline, if anything did.
+
+    While it is connected, a ClockSkewError tells that documents wait for clocks that differ.
+    """
 
     activity: ActivityLevel
     progress: Progress = Progress()

@@ -3,7 +3,7 @@
 import pytest
 
 from trio_p2p import limits
-from trio_p2p.errors import InvalidDocumentError
+from trio_p2p.errors import ClockSkewError, InvalidDocumentError, PeerError
 from trio_p2p.ids import DocumentID
 from trio_p2p.replication.journal import Journal
 from trio_p2p.replication.status import (
@@ -97,3 +97,18 @@ def test_whoever_watches_hears_of_every_report_about_documents():
     journal.failed(Direction.PULL, NOTES, B, REFUSED)
     journal.resolved()
     assert [progress.completed for progress in heard] == [0, 1, 2, 3, 3]
+
+
+def test_documents_that_wait_for_clocks_to_agree_are_told_until_they_went_well():
+    journal = Journal()
+    first, second = ClockSkewError("ahead"), ClockSkewError("further ahead")
+    assert journal.clock_skew is None
+    journal.failed(Direction.PULL, NOTES, DocumentID("a"), first)
+    journal.failed(Direction.PULL, NOTES, DocumentID("b"), second)
+    journal.failed(Direction.PULL, NOTES, DocumentID("c"), PeerError("HTTP", 404))
+    assert journal.clock_skew is second
+    journal.recovered(NOTES, DocumentID("b"))
+    journal.recovered(NOTES, DocumentID("never failed"))
+    assert journal.clock_skew is first
+    journal.connected()
+    assert journal.clock_skew is None

@@ -3,7 +3,7 @@
 import pytest
 from trio.testing import wait_all_tasks_blocked
 
-from trio_p2p.errors import PeerError, RemoteProtocolError
+from trio_p2p.errors import ClockSkewError, PeerError, RemoteProtocolError
 from trio_p2p.ids import SourceID
 from trio_p2p.model.codec import encode_body
 from trio_p2p.model.conflict import default_conflict_resolver
@@ -24,7 +24,8 @@ from trio_p2p.replication.puller import Puller
 from trio_p2p.replication.resolver import Resolver
 from trio_p2p.testing.databases import open_test_database
 
-NOW = 1_800_000_000 * 10**9
+SECOND_NS = 10**9
+NOW = 1_800_000_000 * SECOND_NS
 BOB = SourceID(b"b" * 16)
 
 
@@ -178,3 +179,18 @@ async def test_what_will_not_come_for_now_is_asked_for_again(pull, nursery, stat
 async def test_what_was_never_promised_cannot_be_withheld(pull):
     await pull.withhold("1", "a", 404)
     assert not pull.failures
+
+
+async def test_a_version_from_the_future_waits_and_that_is_told(pull):
+    future = revision(500 * SECOND_NS)
+    await pull.offer(("1", "a", future), ("2", "b", revision()))
+    await pull.send("1", "a", future)
+    await pull.send("2", "b", revision())
+    assert isinstance(pull.failures["a"], ClockSkewError)
+    assert pull.journal.clock_skew is pull.failures["a"]
+    assert (pull.sequences.reached, pull.puller.has_failed) == (None, True)
+    # Another revision of it, which we can take.
+    await pull.offer(("3", "a", revision(7)))
+    await pull.send("3", "a", revision(7))
+    assert pull.journal.clock_skew is None
+    assert pull.sequences.reached == "3"
