@@ -21,6 +21,7 @@ from trio_p2p.cli.passwd import passwd
 from trio_p2p.cli.sync import sync
 from trio_p2p.cli.transfer import export_documents, import_documents
 from trio_p2p.cli.upkeep import backup, compact
+from trio_p2p.cli.watch import changes, conflicts
 from trio_p2p.errors import TrioP2PError
 
 INTERRUPTED = 130
@@ -71,6 +72,8 @@ for command in (
     compact,
     backup,
     compare,
+    changes,
+    conflicts,
     identity,
     passwd,
 ):

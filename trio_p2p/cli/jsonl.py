@@ -33,8 +33,12 @@ def parse_document(line: bytes) -> tuple[str, dict[str, Any]]:
 
 def format_document(document: Document) -> bytes:
     """Write a document as one line, which ends with a newline."""
-    body = {ID_KEY: document.id, **document.body}
-    return orjson.dumps(body, default=_blob_properties, option=orjson.OPT_APPEND_NEWLINE)
+    return format_line({ID_KEY: document.id, **document.body})
+
+
+def format_line(value: dict[str, Any]) -> bytes:
+    """Write what may hold bodies, and so blobs, as one line, which ends with a newline."""
+    return orjson.dumps(value, default=_blob_properties, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _blob_properties(value: Any) -> Any:

@@ -20,9 +20,10 @@ from trio_p2p.errors import ConflictError
 from trio_p2p.ids import DocumentID, Sequence
 from trio_p2p.model.blob import digests
 from trio_p2p.model.codec import encode_body
-from trio_p2p.model.document import Document
+from trio_p2p.model.conflict import Conflict
+from trio_p2p.model.document import Document, Revision, Stored
 from trio_p2p.model.version import Version
-from trio_p2p.store import changes, documents, expirations
+from trio_p2p.store import bases, changes, conflicts, documents, expirations
 from trio_p2p.store.blob_uses import not_held
 from trio_p2p.store.blobs import Blob
 from trio_p2p.store.documents import ANY
@@ -197,6 +198,13 @@ class Collection:
         """
         return ChangeIterator(self, Sequence(max(since, 0)), live)
 
+    def conflicts(self) -> ConflictIterator:
+        """Iterate over the conflicts that wait for a resolver, in order of document IDs.
+
+        Each is as it was when it was read. A resolver decides them when a replicator runs.
+        """
+        return ConflictIterator(self)
+
     def make_blob(self, properties: Mapping[str, Any]) -> Blob:
         """The object for a mapping in a body that names a blob."""
         return self._engine.blobs.named(properties)
@@ -295,3 +303,45 @@ class ChangeIterator:
                 txn, self._number, self._read_up_to, limits.SCAN_SLICE_ROWS
             )
         self._slice.extend(rows)
+
+
+class ConflictIterator:
+    """What `Collection.conflicts` gives. Cancelling: safe; the iteration can go on."""
+
+    def __init__(self, collection: Collection) -> None:
+        self._collection = collection
+        self._after: DocumentID | None = None
+        self._found: deque[Conflict] = deque()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Conflict:
+        while not self._found:
+            await trio.lowlevel.checkpoint()
+            self._read_document()
+        return self._found.popleft()
+
+    def _read_document(self) -> None:
+        """Read the conflicts of the next document. Raises StopAsyncIteration."""
+        number = self._collection.number
+        with self._collection.read() as txn:
+            names = conflicts.documents(txn, number, self._after, 1)
+            if not names:
+                raise StopAsyncIteration
+            self._after = names[0]
+            local = documents.get(txn, number, self._after)
+            for remote in conflicts.of_document(txn, number, self._after):
+                base = None
+                if local is not None:
+                    base = bases.common(txn, number, self._after, local.revision, remote)
+                revisions = (local and local.revision, remote, base)
+                sides = (self._side(revision, local) for revision in revisions)
+                self._found.append(Conflict(self._after, *sides))
+
+    def _side(self, revision: Revision | None, local: Stored | None) -> Document | None:
+        if revision is None or revision.deleted:
+            return None
+        assert self._after is not None
+        stored = Stored(revision, local.sequence if local else Sequence(0))
+        return Document(self._after, stored, self._collection)

@@ -23,7 +23,7 @@ from trio_p2p.errors import (
 )
 from trio_p2p.model.document import Revision
 from trio_p2p.model.version import TREE_SOURCE, Order, TreeRevisionID
-from trio_p2p.store import changes, documents
+from trio_p2p.store import changes, conflicts, documents
 from trio_p2p.store.database import open_database
 from trio_p2p.store.documents import ANY
 from trio_p2p.testing.databases import open_test_database
@@ -571,3 +571,40 @@ async def test_closing_ends_a_live_feed(path, nursery):
     async with open_test_database(path) as db:
         nursery.start_soon(follow, db.default_collection)
         await wait_all_tasks_blocked()
+
+
+# --- Conflicts that wait --------------------------------------------------------------------------
+
+
+async def test_conflicts_come_in_order_of_documents_and_versions(db, notes, revision):
+    assert [conflict async for conflict in notes.conflicts()] == []
+    for name in ("b", "a", "c"):
+        await notes.put(name, {"ours": name})
+    await notes.delete("b")
+
+    def add(txn):
+        for name, after, source in (("b", 5, b"x"), ("a", 7, b"x"), ("a", 6, b"y")):
+            theirs = revision(after, source=source * 16)
+            txn.clock.see(theirs.version.time)
+            conflicts.add(txn, notes.number, name, theirs)
+
+    await db.engine.write(add)
+    found = [conflict async for conflict in notes.conflicts()]
+    assert [conflict.document_id for conflict in found] == ["a", "a", "b"]
+    assert [conflict.remote.version.source[:1] for conflict in found] == [b"y", b"x", b"x"]
+    assert found[0].local == notes.get("a")
+    assert found[2].local is None
+    assert all(conflict.base is None for conflict in found)
+
+
+async def test_conflicts_that_are_decided_meanwhile_are_left_out(db, notes, revision):
+    for name in ("a", "b"):
+        await notes.put(name, {})
+        await db.engine.write(
+            lambda txn, name=name: conflicts.add(txn, notes.number, name, revision(5))
+        )
+    iterator = notes.conflicts()
+    assert (await anext(iterator)).document_id == "a"
+    await notes.purge("b")
+    with pytest.raises(StopAsyncIteration):
+        await anext(iterator)
