@@ -114,6 +114,12 @@ LISTENER_BYTES_MAX: Final = 512 * MIB
 # What a request takes beside its body, and each row of one that lists something, once it is read.
 REQUEST_BYTES: Final = 1_024
 ROW_BYTES: Final = 1_024
+# How long a peer that owes us something may say nothing: a reply, an acknowledgement, a revision
+# that it promised. Longer than any of that takes, but not for ever. Peers that are gone are noticed
+# earlier, by their pongs.
+SILENCE_TIMEOUT_S: Final = 300.0
+# How long one write may take: with 64 KiB, over a serial line of 9,600 baud, 70 s.
+WRITE_TIMEOUT_S: Final = 120.0
 # A message of which no more comes, though others do or nothing at all.
 MESSAGE_STALL_S: Final = 120.0
 # JSON deflates to a tenth or so. What inflates to more than a hundred times its size is inflated at

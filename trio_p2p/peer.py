@@ -174,13 +174,19 @@ class Peer:
         """
         return self._held_bytes + self._blip.held_bytes
 
-    async def run(self, on_request: OnRequest, prepare: Prepare | None = None) -> NoReturn:
+    async def run(
+        self,
+        on_request: OnRequest,
+        prepare: Prepare | None = None,
+        is_owed: Callable[[], bool] = lambda: False,
+    ) -> NoReturn:
         """Move messages until the connection ends, then raise what ended it.
 
         `on_request` is called for each request, in order, from the reader: it must not block, and
         answers now or later with `reply` or `refuse`. For a large one `prepare` is called instead,
         in a thread, and then what it returns, with the request's number: so reading it does not
-        hold up others.
+        hold up others. A peer that owes a reply or an acknowledgement and is silent for long is not
+        waited for; `is_owed` tells whether it owes anything else.
 
         Raises: ConnectionLostError (code 1000 after a polite goodbye), RemoteProtocolError.
         Cancelling: ends the connection without a goodbye; close the transport first for one.
@@ -189,6 +195,7 @@ class Peer:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write)
                 nursery.start_soon(self._watch)
+                nursery.start_soon(self._watch_silence, is_owed)
                 await self._read(on_request, prepare)
         except* (ConnectionLostError, RemoteProtocolError) as group:
             error = _first(group)
@@ -372,11 +379,25 @@ class Peer:
                 await trio.sleep(limits.MESSAGE_STALL_S / 4)
             self._incomplete = trio.Event()
 
+    async def _watch_silence(self, is_owed: Callable[[], bool]) -> NoReturn:
+        """End the connection when the peer owes us something and nothing comes of it."""
+        silent_since, bytes_received = trio.current_time(), self.bytes_received
+        while True:
+            await trio.sleep(limits.SILENCE_TIMEOUT_S / 4)
+            owed = bool(self._waiting) or self._blip.unsent_bytes > 0 or is_owed()
+            if not owed or self.bytes_received != bytes_received:
+                silent_since, bytes_received = trio.current_time(), self.bytes_received
+            elif trio.current_time() - silent_since >= limits.SILENCE_TIMEOUT_S:
+                raise ConnectionLostError("the peer owes us something, and says nothing")
+
     async def _write(self) -> NoReturn:
         while True:
             await self._work.wait()
             while frames := self._next_frames():
-                await self._transport.send_all(frames)
+                with trio.move_on_after(limits.WRITE_TIMEOUT_S) as deadline:
+                    await self._transport.send_all(frames)
+                if deadline.cancelled_caught:
+                    raise ConnectionLostError("the peer does not take what is sent to it")
                 self._moved.set()
                 self._moved = trio.Event()
             self._work = trio.Event()

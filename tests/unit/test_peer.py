@@ -356,6 +356,80 @@ async def test_a_link_that_is_cut_while_sending_ends_both_sides():
         assert (ours.ended.code, theirs.ended.code) == (1006, 1006)
 
 
+# --- Peers that do not go on ----------------------------------------------------------------------
+
+
+async def test_a_peer_that_owes_a_reply_and_says_nothing_is_not_waited_for_forever(
+    ours, theirs, autojump_clock
+):
+    error = await outcome_of(ours.peer.request, asking())
+    assert (type(error), error.code) == (ConnectionLostError, 1006)
+    assert limits.SILENCE_TIMEOUT_S <= trio.current_time() <= 1.5 * limits.SILENCE_TIMEOUT_S
+
+
+async def test_a_peer_that_says_something_else_meanwhile_is_waited_for(
+    ours, theirs, autojump_clock
+):
+    numbers = []
+    theirs.answer = lambda number, _: numbers.append(number)
+    ours.echo()
+    pending = ours.peer.begin(asking())
+    for _ in range(10):
+        await trio.sleep(limits.SILENCE_TIMEOUT_S / 2)
+        await theirs.peer.request(asking())
+    theirs.peer.reply(numbers[0], Message({}, b"at last"))
+    assert (await pending.wait()).body == b"at last"
+
+
+async def test_a_peer_that_owes_nothing_may_be_silent(ours, theirs, autojump_clock):
+    theirs.echo()
+    await ours.peer.request(asking())
+    await trio.sleep(10 * limits.SILENCE_TIMEOUT_S)
+    assert ours.ended is None
+    assert (await ours.peer.request(asking(b"still there"))).body == b"still there"
+
+
+async def test_a_peer_may_owe_more_than_replies(nursery, autojump_clock):
+    owed, ended = set(), []
+    transport, _far_end = memory_transport_pair()
+    side = Side(transport)
+
+    async def run():
+        with pytest.raises(ConnectionLostError):
+            await side.peer.run(lambda number, message: None, None, lambda: bool(owed))
+        ended.append(trio.current_time())
+
+    nursery.start_soon(run)
+    await trio.sleep(10 * limits.SILENCE_TIMEOUT_S)
+    assert ended == []
+    owed.add("a revision")
+    await trio.sleep(1.5 * limits.SILENCE_TIMEOUT_S)
+    assert len(ended) == 1
+
+
+async def test_a_peer_that_does_not_take_what_is_sent_is_not_waited_for_forever(
+    nursery, autojump_clock
+):
+    side = Side(Gate())
+    nursery.start_soon(side.run)
+    side.peer.send(asking(no_reply=True))
+    await trio.sleep(limits.WRITE_TIMEOUT_S + 1)
+    assert (type(side.ended), side.ended.code) == (ConnectionLostError, 1006)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_peer_that_acknowledges_nothing_is_not_waited_for_forever(nursery, autojump_clock):
+    """It takes all frames, and says nothing."""
+    gate = Gate()
+    gate.open.set()
+    side = Side(gate)
+    nursery.start_soon(side.run)
+    side.peer.send(asking(LARGE, no_reply=True))
+    await trio.sleep(1.5 * limits.SILENCE_TIMEOUT_S)
+    assert type(side.ended) is ConnectionLostError
+    nursery.cancel_scope.cancel()
+
+
 NONSENSE = {
     "an empty frame": b"",
     "no header": b"\x80",

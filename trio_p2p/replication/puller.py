@@ -65,6 +65,8 @@ class Puller:
         self._inserter = Inserter(link, knowledge, pull_filter=pull_filter)
         self._offers: deque[tuple[OfferChanges, Respond]] = deque()
         self._requested: dict[RemoteSequence, DocumentID] = {}
+        # Those of them that have not come yet.
+        self._promised: set[RemoteSequence] = set()
         self._answering = False
         self._caught_up = False
         # Asked for by their IDs: what the peer offers of them is not in the order of its feed.
@@ -76,6 +78,12 @@ class Puller:
     def has_failed(self) -> bool:
         """Whether there is anything for `retry_failed`."""
         return bool(self._failed)
+
+    @property
+    def waits_for_peer(self) -> bool:
+        """Whether the peer has yet to send something: what it promised, or what else it has."""
+        at_hand = self._offers or self._answering or self._requested
+        return bool(self._promised) or not (self._caught_up or at_hand)
 
     @property
     def busy(self) -> bool:
@@ -159,13 +167,16 @@ class Puller:
         outcomes: list[RevisionOutcome] = []
 
         def on_inserted(sent: SentRevision, insertion: Insertion) -> None:
-            if insertion.outcome.status != STATUS_UNPROCESSABLE:
+            if insertion.outcome.status == STATUS_UNPROCESSABLE:
+                self._promised.add(sent.sequence)  # It comes once more, whole.
+            else:
                 self._inserted(sent, insertion)
             outcomes.append(insertion.outcome)
             if len(outcomes) == len(request.revisions):
                 respond(RevisionsReply(tuple(outcomes)))
 
         for sent in map(self._asked_for, request.revisions):
+            self._promised.discard(sent.sequence)
             self._inserter.add(sent, lambda insertion, sent=sent: on_inserted(sent, insertion))  # type: ignore[misc]
 
     def _asked_for(self, sent: SentRevision) -> SentRevision:
@@ -189,6 +200,7 @@ class Puller:
         sequence = self._requested_as(message.sequence, message.document_id)
         if sequence is None:
             return
+        self._promised.discard(sequence)
         document_id = self._requested.pop(sequence)
         error = PeerError("HTTP", message.status, message.reason)
         if error.retryable:
@@ -237,6 +249,7 @@ class Puller:
             return None
         self._link.journal.offered(1)
         self._requested[change.sequence] = change.document_id
+        self._promised.add(change.sequence)
         ancestors: list[RevisionID] = [] if head is None else [head.revision.id]
         if head is not None and known is not None and known not in ancestors:
             base = bases.get(txn, self._link.number, change.document_id, known)

@@ -219,7 +219,12 @@ class ActiveSession:
         try:
             async with trio.open_nursery() as services:
                 self._services = services
-                services.start_soon(self._peer.run, self._profile.on_request, self._profile.prepare)
+                services.start_soon(
+                    self._peer.run,
+                    self._profile.on_request,
+                    self._profile.prepare,
+                    self._waits_for_peer,
+                )
                 try:
                     await self._replicate()
                 except* TrioP2PError as group:
@@ -345,6 +350,10 @@ class ActiveSession:
 
     def _busy(self) -> bool:
         return any(part.busy for part in self._parts)
+
+    def _waits_for_peer(self) -> bool:
+        pullers = (part.puller for part in self._parts)
+        return any(puller is not None and puller.waits_for_peer for puller in pullers)
 
     async def _report_activity(self) -> None:
         def is_active() -> bool:

@@ -5,6 +5,7 @@ import json
 import pytest
 import trio
 
+from trio_p2p import limits
 from trio_p2p.blip import Message
 from trio_p2p.errors import (
     ConfigurationError,
@@ -34,6 +35,8 @@ class Server:
         self.asked = []
         self.kept = {}
         self.called = None
+        self.ignored = set()
+        self.rows = []
         self.close_code = None
 
     async def run(self):
@@ -45,7 +48,7 @@ class Server:
     def _on_request(self, number, message):
         profile = message.properties["Profile"]
         self.asked.append(profile)
-        if message.no_reply:
+        if message.no_reply or profile in self.ignored:
             return
         if profile in self.refusals:
             self.peer.refuse(number, *self.refusals[profile])
@@ -53,7 +56,13 @@ class Server:
         properties, body = getattr(self, "_" + profile)(message)
         self.peer.reply(number, Message(properties, json.dumps(body).encode()))
         if profile == "subChanges":
-            head = {"Profile": "changes", "collection": "0"}
+            self._offer()
+
+    def _offer(self):
+        head = {"Profile": "changes", "collection": "0"}
+        for rows in self.rows or ():
+            self.peer.send(Message(head, json.dumps(rows).encode()), lambda _: None)
+        if self.rows is not None:
             self.peer.send(Message(head, b"[]", no_reply=True))
 
     def _getCollections(self, message):
@@ -163,6 +172,43 @@ async def test_a_full_database_ends_it(database, monkeypatch):
     server, error = await run_session(database)
     assert not error.retryable
     assert server.close_code == 4002
+
+
+# --- What never comes ----------------------------------------------------------------------------
+
+
+def offering(server):
+    """Promise a document, and never send it."""
+    server.rows = [[[1, "b", f"{NOW:x}@{'A' * 21}Q"]]]
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+async def test_a_revision_that_is_promised_and_never_comes_is_not_waited_for(
+    database, autojump_clock, continuous
+):
+    _, error = await run_session(database, prepare=offering, continuous=continuous)
+    assert (error.status, error.retryable) == (1006, True)
+    assert trio.current_time() <= 1.5 * limits.SILENCE_TIMEOUT_S
+
+
+async def test_a_peer_that_never_tells_that_it_has_caught_up_is_not_waited_for(
+    database, autojump_clock
+):
+    def prepare(server):
+        server.rows = None
+
+    _, error = await run_session(database, prepare=prepare)
+    assert error.retryable
+
+
+@pytest.mark.parametrize("profile", REQUESTS)
+async def test_a_peer_that_does_not_answer_is_not_waited_for(database, autojump_clock, profile):
+    def prepare(server):
+        server.ignored.add(profile)
+
+    _, error = await run_session(database, prepare=prepare)
+    assert error.retryable
+    assert trio.current_time() <= 1.5 * limits.SILENCE_TIMEOUT_S
 
 
 # --- Who the peer is -----------------------------------------------------------------------------
