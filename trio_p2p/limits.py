@@ -19,6 +19,8 @@ BLOB_BYTES_MAX: Final = 2**40
 BODY_VALUES_MAX: Final = 1_000_000
 # Deep enough for any real document; far below what would exhaust the interpreter's stack.
 BODY_DEPTH_MAX: Final = 100
+# Of the names of databases in URLs. Source: Couchbase Lite's listener.
+URL_NAME_BYTES_MAX: Final = 240
 # Couchbase Lite's limit on scope and collection names.
 COLLECTION_NAME_BYTES_MAX: Final = 251
 # Versions one vector may hold: a hostile peer can invent sources, and a vector travels with every
@@ -166,6 +168,8 @@ HANDSHAKE_BYTES_MAX: Final = MIB
 CLOSE_TIMEOUT_S: Final = 5.0
 HEARTBEAT_S: Final = 300.0
 PONG_TIMEOUT_S: Final = 20.0
+# A port that the system chose for IPv4 may be taken for IPv6: then it is asked for another one.
+LISTEN_ATTEMPTS_MAX: Final = 10
 LISTENER_CONNECTIONS_MAX: Final = 1_000
 # Connections accepted at once, before other tasks have their turn: some milliseconds' worth.
 ACCEPT_AT_ONCE_MAX: Final = 64

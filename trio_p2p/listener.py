@@ -16,7 +16,7 @@ from trio_p2p import limits
 from trio_p2p.blip.load import Budget
 from trio_p2p.errors import ConfigurationError, TrioP2PError
 from trio_p2p.listener_configuration import URLEndpointListenerConfiguration
-from trio_p2p.replication.connector import SYNC_PATH
+from trio_p2p.replication.connector import SYNC_PATH, url_name
 from trio_p2p.replication.journal import Journal
 from trio_p2p.replication.passive import PassiveSession
 from trio_p2p.replication.profiles.couchbase import SUBPROTOCOL
@@ -26,7 +26,13 @@ from trio_p2p.security.entrance import Entrance, Guest, IdentitySource, Rules
 from trio_p2p.security.identity import TLSIdentity
 from trio_p2p.transport.accepting import accept_all
 from trio_p2p.transport.base import CLOSE_TRANSIENT, open_services
-from trio_p2p.transport.interfaces import addresses_of, open_listeners, own_addresses, port_of
+from trio_p2p.transport.interfaces import (
+    addresses_of,
+    addresses_served,
+    open_listeners,
+    port_of,
+    url_host,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +81,7 @@ class URLEndpointListener:
         self._entrance = Entrance(
             Rules(
                 # On a transport of one's own there is no URL, and so no database to name.
-                paths=(f"/{configuration.database.name}{SYNC_PATH}", SYNC_PATH),
+                paths=(f"/{url_name(configuration.database.name)}{SYNC_PATH}", SYNC_PATH),
                 subprotocols=(SUBPROTOCOL,),
                 authenticator=configuration.authenticator,
                 connections_max=configuration.connections_max,
@@ -102,12 +108,10 @@ class URLEndpointListener:
         port = self.port
         if port is None:
             return []
-        interface = self.configuration.network_interface
-        addresses = own_addresses() if interface is None else addresses_of(interface)
         scheme = "ws" if self.configuration.disable_tls else "wss"
-        name = quote(self.configuration.database.name)
-        hosts = [f"[{a}]" if a.version == 6 else str(a) for a in addresses if not a.is_unspecified]
-        return [f"{scheme}://{host}:{port}/{name}" for host in hosts]
+        name = quote(url_name(self.configuration.database.name), safe="")
+        addresses = addresses_served(self.configuration.network_interface)
+        return [f"{scheme}://{url_host(address)}:{port}/{name}" for address in addresses]
 
     @property
     def tls_identity(self) -> TLSIdentity | None:

@@ -38,6 +38,8 @@ DEFAULT_PORTS = {"ws": 80, "wss": 443}
 SYNC_PATH = "/_blipsync"
 
 _URL_CHARACTERS = re.compile("[!-~]*")
+# Control characters, what separates names, and what no text has but names of files may.
+_UNNAMEABLE = re.compile("[\x00-\x1f\x7f-\x9f/\ud800-\udfff]")
 # RFC 9110, sections 5.1 and 5.5; what is not ASCII means different things to different servers.
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[!-~]([ \t!-~]*[!-~])?")
@@ -45,6 +47,19 @@ _HEADER_VALUE = re.compile(r"[!-~]([ \t!-~]*[!-~])?")
 _HANDSHAKE_HEADERS = frozenset(
     {"host", "connection", "upgrade", "content-length", "transfer-encoding", "te", "trailer"}
 )
+
+
+def url_name(database_name: str) -> str:
+    """What a database is called in URLs, before percent-encoding.
+
+    Source: Couchbase Lite's listener, whose clients cannot name others.
+    """
+    name = _UNNAMEABLE.sub("-", database_name)
+    if name.startswith("_"):
+        name = "-" + name[1:]
+    if set(name) == {"."}:  # These mean a place relative to another.
+        name = "-" * len(name)
+    return name.encode()[: limits.URL_NAME_BYTES_MAX].decode(errors="ignore") or "db"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,19 +97,24 @@ class Endpoint:
             raise ConfigurationError("a peer's URL names its database: …/database", url=url)
         if port == 0:
             raise ConfigurationError("port 0 cannot be connected to", url=url)
-        return cls(
-            parts.scheme == "wss", parts.hostname, port or DEFAULT_PORTS[parts.scheme], f"/{path}"
-        )
+        # The zone of a link-local address: it is of this machine only. RFC 6874, section 2.
+        host = parts.hostname.replace("%25", "%", 1) if ":" in parts.hostname else parts.hostname
+        return cls(parts.scheme == "wss", host, port or DEFAULT_PORTS[parts.scheme], f"/{path}")
 
     @property
     def host_header(self) -> str:
         """The Host header: with the port unless it is the default one."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        default = DEFAULT_PORTS["wss" if self.secure else "ws"]
-        return host if self.port == default else f"{host}:{self.port}"
+        return self._authority(self.host.partition("%")[0])
 
     def __str__(self) -> str:
-        return f"{'wss' if self.secure else 'ws'}://{self.host_header}{self.path}"
+        scheme = "wss" if self.secure else "ws"
+        host = self.host.replace("%", "%25") if ":" in self.host else self.host
+        return f"{scheme}://{self._authority(host)}{self.path}"
+
+    def _authority(self, host: str) -> str:
+        bracketed = f"[{host}]" if ":" in host else host
+        default = DEFAULT_PORTS["wss" if self.secure else "ws"]
+        return bracketed if self.port == default else f"{bracketed}:{self.port}"
 
 
 UNNAMED_ENDPOINT = Endpoint(False, "localhost", DEFAULT_PORTS["ws"], "")

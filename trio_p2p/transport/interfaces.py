@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 from collections.abc import Sequence
@@ -9,7 +10,12 @@ from collections.abc import Sequence
 import ifaddr
 import trio
 
+from trio_p2p import limits
 from trio_p2p.errors import ListenError
+
+EVERY_IPV6 = "::"
+# What a system answers that knows of IPv6 and does not use it.
+_NO_IPV6 = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -47,16 +53,50 @@ def own_addresses() -> list[Address]:
     return sorted(outward or [a for a in found if a.is_loopback], key=lambda a: (a.version, a))
 
 
+def addresses_served(interface: str | None) -> list[Address]:
+    """The addresses at which others reach who listens there; None stands for all interfaces.
+
+    Raises: ListenError if this machine has no such interface.
+    """
+    if interface is None:
+        return own_addresses()
+    found = addresses_of(interface)
+    if not found[0].is_unspecified:
+        return found
+    return [address for address in own_addresses() if address.version == found[0].version]
+
+
+def url_host(address: Address) -> str:
+    """An address as the host of a URL. Source of the zone's form: RFC 6874."""
+    return f"[{str(address).replace('%', '%25')}]" if address.version == 6 else str(address)
+
+
 async def open_listeners(addresses: Sequence[Address], port: int) -> list[trio.SocketListener]:
     """Listen at these addresses, at all if there are none; on one port for all of them.
 
     Raises: ListenError.
     """
     hosts = [str(address) for address in addresses] or _wildcards()
+    for _ in range(limits.LISTEN_ATTEMPTS_MAX - 1):
+        try:
+            return await _open_listeners(hosts, port)
+        except ListenError as exc:
+            # The port that the system chose for one address may be taken at another.
+            if port or not exc.facts["port"]:
+                raise
+    return await _open_listeners(hosts, port)
+
+
+async def _open_listeners(hosts: Sequence[str], port: int) -> list[trio.SocketListener]:
     listeners: list[trio.SocketListener] = []
     try:
         for host in hosts:
-            [listener] = await trio.open_tcp_listeners(port, host=host)
+            try:
+                [listener] = await trio.open_tcp_listeners(port, host=host)
+            except OSError as exc:
+                if listeners and host == EVERY_IPV6 and exc.errno in _NO_IPV6:
+                    break
+                raise
             listeners.append(listener)
             # Asked for any port, the system chooses one for the first address: the others follow.
             port = port_of(listener)
@@ -77,7 +117,7 @@ def port_of(listener: trio.SocketListener) -> int:
 def _wildcards() -> list[str]:
     # Where no interface is named, all of them are meant.
     every = "0.0.0.0"  # noqa: S104
-    return [every, "::"] if socket.has_dualstack_ipv6() else [every]
+    return [every, EVERY_IPV6] if socket.has_dualstack_ipv6() else [every]
 
 
 def _addresses(adapter: ifaddr.Adapter) -> list[Address]:

@@ -3,6 +3,7 @@
 import errno
 import socket
 from importlib.metadata import version
+from urllib.parse import quote, unquote
 
 import pytest
 import trio
@@ -25,6 +26,7 @@ from trio_p2p.replication.connector import (
     Endpoint,
     check_headers,
     open_target,
+    url_name,
 )
 from trio_p2p.replication.profiles.couchbase import SUBPROTOCOL
 from trio_p2p.security.auth import BasicAuthenticator
@@ -46,6 +48,8 @@ ENDPOINTS = {
     "ws://host//db//": Endpoint(False, "host", 80, "/db"),
     "ws://host/some/where/db": Endpoint(False, "host", 80, "/some/where/db"),
     "ws://host/m%C3%BCsli%20shop": Endpoint(False, "host", 80, "/m%C3%BCsli%20shop"),
+    "ws://[fe80::1%252]:4984/db": Endpoint(False, "fe80::1%2", 4984, "/db"),
+    "ws://[fe80::1%25eth0]/db": Endpoint(False, "fe80::1%eth0", 80, "/db"),
 }
 
 
@@ -140,6 +144,8 @@ def test_any_text_is_an_endpoint_or_refused(text):
         ("wss://host:80/db", "host:80"),
         ("ws://[::1]/db", "[::1]"),
         ("wss://[::1]:4984/db", "[::1]:4984"),
+        # The zone means something to us alone.
+        ("ws://[fe80::1%252]:4984/db", "[fe80::1]:4984"),
     ],
 )
 def test_the_host_header_names_the_port_unless_it_is_the_default_one(url, header):
@@ -151,13 +157,46 @@ def test_the_host_header_names_the_port_unless_it_is_the_default_one(url, header
     st.builds(
         Endpoint,
         st.booleans(),
-        st.sampled_from(["host", "a.b.example", "10.0.0.1", "::1", "fe80::1"]),
+        st.sampled_from(["host", "a.b.example", "10.0.0.1", "::1", "fe80::1", "fe80::1%2"]),
         st.integers(1, 65535),
         st.sampled_from(["/db", "/a/b", "/%20"]),
     )
 )
 def test_an_endpoint_is_written_as_the_url_it_is_read_from(endpoint):
     assert Endpoint.parse(str(endpoint)) == endpoint
+
+
+# --- Names of databases ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("shop", "shop"),
+        ("my.shop", "my.shop"),
+        ("Müsli & Söhne", "Müsli & Söhne"),
+        ("_shop_", "-shop_"),
+        ("__shop", "-_shop"),
+        ("a/b", "a-b"),
+        ("a\nb\x7f\x85", "a-b--"),
+        ("a\udcffb", "a-b"),
+        ("", "db"),
+        (".", "-"),
+        ("..", "--"),
+        ("x" * 250, "x" * 240),
+        ("ü" * 130, "ü" * 120),
+        ("x" + "ü" * 130, "x" + "ü" * 119),
+    ],
+)
+def test_a_database_is_called_what_couchbase_lite_can_name(name, named):
+    assert url_name(name) == named
+
+
+@given(st.text(st.characters(codec=None)))
+def test_any_name_can_stand_in_a_url(name):
+    path = quote(url_name(name), safe="")
+    assert Endpoint.parse(f"ws://host/{path}").path == f"/{path}"
+    assert unquote(path) == url_name(name)
 
 
 # --- Headers --------------------------------------------------------------------------------------
@@ -367,6 +406,7 @@ async def test_a_function_that_connects_is_async():
     assert type(await failure_of(lambda: memory_stream_pair()[0])) is CallbackError
 
 
+@pytest.mark.behaviour("T9")
 async def test_the_network_interface_is_where_a_connection_comes_from(free_port):
     endpoint = Endpoint(False, "127.0.0.1", free_port, "/db")
     assert type(await failure_of(endpoint)) is PeerUnreachableError

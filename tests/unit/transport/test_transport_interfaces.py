@@ -1,6 +1,8 @@
 """Which addresses a listener serves."""
 
+import errno
 import ipaddress
+import os
 import socket
 
 import ifaddr
@@ -9,7 +11,14 @@ import trio
 
 from trio_p2p.errors import ListenError
 from trio_p2p.transport import interfaces
-from trio_p2p.transport.interfaces import addresses_of, open_listeners, own_addresses, port_of
+from trio_p2p.transport.interfaces import (
+    addresses_of,
+    addresses_served,
+    open_listeners,
+    own_addresses,
+    port_of,
+    url_host,
+)
 
 LOOPBACK = ipaddress.ip_address("127.0.0.1")
 
@@ -93,6 +102,35 @@ def test_a_machine_without_a_network_reaches_itself(machine):
     assert texts(own_addresses()) == ["127.0.0.1", "::1"]
 
 
+def test_a_link_local_address_comes_with_its_zone(machine):
+    ip = ifaddr.IP(("fe80::5", 0, 4), 64, "eth0")
+    machine(ifaddr.Adapter("eth0", "eth0", [ip]))
+    assert texts(addresses_of("eth0")) == ["fe80::5%4"]
+
+
+@pytest.mark.parametrize(
+    ("interface", "served"),
+    [
+        (None, ["10.0.0.5", "2001:db8::5"]),
+        ("eth0", ["10.0.0.5"]),
+        ("127.0.0.1", ["127.0.0.1"]),
+        ("0.0.0.0", ["10.0.0.5"]),
+        ("::", ["2001:db8::5"]),
+    ],
+)
+def test_others_are_told_where_the_listener_is(machine, interface, served):
+    machine(adapter("lo", "127.0.0.1", "::1"), adapter("eth0", "10.0.0.5", "2001:db8::5"))
+    assert texts(addresses_served(interface)) == served
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [("10.0.0.5", "10.0.0.5"), ("2001:db8::5", "[2001:db8::5]"), ("fe80::5%4", "[fe80::5%254]")],
+)
+def test_an_address_is_written_as_the_host_of_a_url(address, host):
+    assert url_host(ipaddress.ip_address(address)) == host
+
+
 # --- Listening ------------------------------------------------------------------------------------
 
 
@@ -154,3 +192,55 @@ async def test_without_an_address_all_are_listened_at_on_one_port(listen):
     assert len({port_of(listener) for listener in listeners}) == 1
     async with await trio.open_tcp_stream("127.0.0.1", port_of(listeners[0])):
         pass
+
+
+class Refusing:
+    """Trio's way to listen, but some addresses are refused."""
+
+    def __init__(self, monkeypatch, refuse):
+        self.asked = []
+        self._listen = trio.open_tcp_listeners
+        self._refuse = refuse
+        monkeypatch.setattr(trio, "open_tcp_listeners", self)
+
+    async def __call__(self, port, *, host):
+        self.asked.append(host)
+        if code := self._refuse(host, len(self.asked)):
+            raise OSError(code, os.strerror(code))
+        return await self._listen(port, host=host)
+
+
+OTHER_LOOPBACK = ipaddress.ip_address("127.0.0.2")
+
+
+async def test_where_a_chosen_port_is_taken_at_another_address_another_one_is_chosen(
+    listen, monkeypatch
+):
+    def refuse(host, asked):
+        return errno.EADDRINUSE if host == str(OTHER_LOOPBACK) and asked < 6 else None
+
+    refusing = Refusing(monkeypatch, refuse)
+    listeners = await listen([LOOPBACK, OTHER_LOOPBACK])
+    assert len(listeners) == 2
+    assert len({port_of(listener) for listener in listeners}) == 1
+    assert refusing.asked == [str(LOOPBACK), str(OTHER_LOOPBACK)] * 3
+
+
+async def test_a_port_that_was_asked_for_is_the_only_one_tried(listen, monkeypatch):
+    [listener] = await listen()
+    port = port_of(listener)
+    await listener.aclose()
+    refusing = Refusing(
+        monkeypatch, lambda host, _: errno.EADDRINUSE if host == str(OTHER_LOOPBACK) else None
+    )
+    with pytest.raises(ListenError):
+        await listen([LOOPBACK, OTHER_LOOPBACK], port)
+    assert len(refusing.asked) == 2
+
+
+async def test_a_system_that_does_not_use_ipv6_is_listened_at_without(listen, monkeypatch):
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: True)
+    refusing = Refusing(monkeypatch, lambda host, _: errno.EADDRNOTAVAIL if host == "::" else None)
+    [listener] = await listen([])
+    assert refusing.asked == ["0.0.0.0", "::"]
+    assert listener.socket.family == socket.AF_INET

@@ -138,15 +138,18 @@ def loopback_name():
 
 
 @pytest.mark.behaviour("T9")
+@pytest.mark.behaviour("T9")
 async def test_a_connection_comes_from_the_address_it_is_told_to(listening):
     assert await accepted_from(listening, network_interface="127.0.0.1") == "127.0.0.1"
 
 
 @pytest.mark.behaviour("T9")
+@pytest.mark.behaviour("T9")
 async def test_a_connection_comes_from_an_interface_given_by_name(listening):
     assert await accepted_from(listening, network_interface=loopback_name()) == "127.0.0.1"
 
 
+@pytest.mark.behaviour("T9")
 @pytest.mark.behaviour("T9")
 @pytest.mark.parametrize("interface", ["no-such-interface", "1.1.1.256", "192.0.2.250", "::1"])
 async def test_an_interface_that_leads_nowhere_may_do_so_later(listening, interface):
