@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from urllib.parse import quote
 
 import trio
@@ -14,18 +15,18 @@ from cryptography import x509
 
 from trio_p2p import limits
 from trio_p2p.blip.load import Budget
-from trio_p2p.errors import ConfigurationError, TrioP2PError
+from trio_p2p.errors import ConfigurationError, StoreClosedError, TrioP2PError
 from trio_p2p.listener_configuration import URLEndpointListenerConfiguration
 from trio_p2p.replication.connector import SYNC_PATH, url_name
 from trio_p2p.replication.journal import Journal
 from trio_p2p.replication.passive import PassiveSession
 from trio_p2p.replication.profiles.couchbase import SUBPROTOCOL
-from trio_p2p.replication.status import ReplicatorStatistics
+from trio_p2p.replication.status import ActivityLevel, ReplicatorStatistics
 from trio_p2p.security.anonymous import LISTENER_LABEL, AnonymousIdentity
 from trio_p2p.security.entrance import Entrance, Guest, IdentitySource, Rules
 from trio_p2p.security.identity import TLSIdentity
 from trio_p2p.transport.accepting import accept_all
-from trio_p2p.transport.base import CLOSE_TRANSIENT, open_services
+from trio_p2p.transport.base import CLOSE_TRANSIENT, MessageTransport, open_services
 from trio_p2p.transport.interfaces import (
     addresses_of,
     addresses_served,
@@ -58,15 +59,50 @@ class ListenerConnection:
     active: bool
     certificate: x509.Certificate | None = None
 
+    @property
+    def activity(self) -> ActivityLevel:
+        """BUSY while it replicates something, else IDLE."""
+        return ActivityLevel.BUSY if self.active else ActivityLevel.IDLE
 
-@dataclass(slots=True)
-class _Served:
-    """A connection being served."""
 
-    guest: Guest
-    session: PassiveSession
-    peer_address: str
-    since: datetime
+class _Connection:
+    """A connection from its beginning: `session` and `told` are there once its peer is let in."""
+
+    def __init__(self, peer_address: str) -> None:
+        self.peer_address = peer_address
+        self.scope = trio.CancelScope()
+        self.session: PassiveSession | None = None
+        self.told: ListenerConnection | None = None
+        self._leaving = trio.Event()
+        self._close_code = CLOSE_TRANSIENT
+
+    @property
+    def active(self) -> bool:
+        return self.session is not None and self.session.busy
+
+    def request_stop(self, code: int = CLOSE_TRANSIENT) -> None:
+        """End it soon, with a goodbye if the peer was let in."""
+        if self.session is None:
+            self.scope.cancel()
+            return
+        self._close_code = code
+        self._leaving.set()
+        cut_at = trio.current_time() + limits.STOP_TIMEOUT_S
+        self.scope.deadline = min(self.scope.deadline, cut_at)
+
+    async def serve(self, session: PassiveSession, guest: Guest, since: datetime) -> None:
+        """Serve the peer that was let in, until it leaves or is to."""
+        self.session = session
+        self.told = ListenerConnection(
+            self.peer_address, guest.user, since, False, guest.certificate
+        )
+        async with open_services() as services:
+            services.start_soon(self._say_goodbye, guest.transport)
+            await session.run()
+
+    async def _say_goodbye(self, transport: MessageTransport) -> None:
+        await self._leaving.wait()
+        await transport.aclose(self._close_code, "the listener stops")
 
 
 class URLEndpointListener:
@@ -89,7 +125,9 @@ class URLEndpointListener:
                 now=self._now,
             )
         )
-        self._served: dict[int, _Served] = {}
+        self._connections: set[_Connection] = set()
+        self._connection_ended = trio.Event()
+        self._close_code = CLOSE_TRANSIENT
         self._budget = Budget(limits.LISTENER_BYTES_MAX)
         self._stop_requested = trio.Event()
         self._stopped = trio.Event()
@@ -121,17 +159,17 @@ class URLEndpointListener:
     @property
     def status(self) -> ListenerStatus:
         """How many peers are connected and active."""
-        active = sum(served.session.busy for served in self._served.values())
-        return ListenerStatus(len(self._served), active)
+        served = [connection for connection in self._connections if connection.session is not None]
+        return ListenerStatus(len(served), sum(connection.active for connection in served))
 
     def connections(self) -> list[ListenerConnection]:
-        """The peers that are connected."""
-        return [
-            ListenerConnection(
-                s.peer_address, s.guest.user, s.since, s.session.busy, s.guest.certificate
-            )
-            for s in self._served.values()
+        """The peers that are connected, in the order in which they came."""
+        told = [
+            replace(connection.told, active=connection.active)
+            for connection in self._connections
+            if connection.told is not None
         ]
+        return sorted(told, key=lambda connection: connection.since)
 
     def statistics(self) -> ReplicatorStatistics:
         """Counters over all its connections since it was made."""
@@ -157,9 +195,10 @@ class URLEndpointListener:
             try:
                 await self._listen()
                 task_status.started(self)
-                async with open_services() as connections:
+                async with trio.open_nursery() as connections:
                     await self._accept(connections)
-                    await self._say_goodbye()
+                    # Those that there are end by themselves now, or are cut off.
+                    self._end_connections()
             finally:
                 self._listeners = []
                 self._identity = None
@@ -175,45 +214,100 @@ class URLEndpointListener:
         self._listeners = await open_listeners(addresses, configuration.port or 0)
         self._identity = identity
 
-    def request_stop(self) -> None:
-        """Ask it to end. Does not wait; nothing if it does not listen."""
+    def request_stop(self, code: int = CLOSE_TRANSIENT) -> None:
+        """Ask it to end as `stop` does. Does not wait."""
+        self._close_code = code
         self._stop_requested.set()
+        self._end_connections()
 
-    async def stop(self) -> None:
-        """Take no more connections, tell the connected peers to come back later, and end.
+    async def stop(self, code: int = CLOSE_TRANSIENT) -> None:
+        """Take no more connections, say goodbye to the connected peers, and end.
 
-        It may listen again afterwards. Nothing if it does not listen. Cancelling: it still ends.
+        `code` is the WebSocket close code: unless told otherwise, replicators come back later. What
+        takes longer than STOP_TIMEOUT_S is cut off. Connections that `handle` serves end too, also
+        where it does not listen. It may listen again afterwards.
+
+        Cancelling: it still ends.
         """
-        self.request_stop()
-        await self._stopped.wait()
+        self.request_stop(code)
+        await trio.lowlevel.checkpoint()
+        with trio.move_on_after(limits.STOP_TIMEOUT_S + limits.CUT_TIMEOUT_S):
+            await self._stopped.wait()
+            while self._connections:
+                await self._connection_ended.wait()
 
-    async def handle(self, stream: trio.abc.Stream, *, peer_address: str = "") -> None:
-        """Serve a peer on a connected stream of yours, by WebSocket, until it leaves.
+    def _end_connections(self) -> None:
+        for connection in self._connections:
+            connection.request_stop(self._close_code)
 
-        There is no TLS on it but what you put there. The stream is closed. What goes wrong is
-        logged and stays with this connection. Closing the database ends it.
+    async def handle(
+        self, stream: trio.abc.Stream | MessageTransport, *, peer_address: str = ""
+    ) -> None:
+        """Serve a peer on a connection of yours until it leaves, whether or not it listens.
 
-        Raises: StoreClosedError. Cancelling: cuts the connection.
+        On a stream WebSocket is spoken, and the authenticator asked as on any other; there is no
+        TLS on it but what you put there. On a message transport nobody can be authenticated. The
+        connection is closed. What goes wrong is logged and stays with it. `stop` and closing the
+        database end it with a goodbye.
+
+        Raises: StoreClosedError; ConfigurationError for a message transport where there is an
+        authenticator. Cancelling: cuts the connection.
         """
-        services = self.configuration.database.services
-        with services.running(lambda: service.scope.cancel()) as service:
-            await self._handle(stream, peer_address, None)
+        serve: Callable[[_Connection], Awaitable[None]]
+        if isinstance(stream, trio.abc.Stream):
+            serve = partial(self._serve_stream, stream, None)
+        elif self.configuration.authenticator is None:
+            serve = partial(self._serve_guest, Guest(stream, None, None))
+        else:
+            raise ConfigurationError("on a message transport nobody can be authenticated")
+        try:
+            await self._handle(peer_address, serve)
+        finally:
+            if isinstance(stream, trio.abc.Stream):
+                await trio.aclose_forcefully(stream)
+            else:
+                stream.abort()
 
     async def _handle(
-        self, stream: trio.abc.Stream, peer_address: str, identities: IdentitySource | None
+        self, peer_address: str, serve: Callable[[_Connection], Awaitable[None]]
     ) -> None:
-        try:
-            identity = None
-            if identities is not None:
-                # It may have been renewed since the last connection.
-                identity = self._identity = await identities.current(self._now())
-            await self._serve_guest(stream, peer_address, identity)
-        except TrioP2PError as exc:
-            logger.info("a connection from %s ended: %s", peer_address or "a peer", exc)
-        except Exception:  # The guard around a connection: the others must go on.
-            logger.exception("a connection from %s failed", peer_address or "a peer")
-        finally:
-            await trio.aclose_forcefully(stream)
+        connection = _Connection(peer_address)
+        services = self.configuration.database.services
+        with services.running(connection.request_stop):
+            self._connections.add(connection)
+            try:
+                with connection.scope:
+                    await serve(connection)
+            except TrioP2PError as exc:
+                logger.info("a connection from %s ended: %s", peer_address or "a peer", exc)
+            except Exception:  # The guard around a connection: the others must go on.
+                logger.exception("a connection from %s failed", peer_address or "a peer")
+            finally:
+                self._connections.discard(connection)
+                self._connection_ended.set()
+                self._connection_ended = trio.Event()
+
+    async def _serve_stream(
+        self, stream: trio.abc.Stream, identities: IdentitySource | None, connection: _Connection
+    ) -> None:
+        identity = None
+        if identities is not None:
+            # It may have been renewed since the last connection.
+            identity = self._identity = await identities.current(self._now())
+        async with self._entrance.admit(stream, connection.peer_address, identity) as guest:
+            await self._serve_guest(guest, connection)
+
+    async def _serve_guest(self, guest: Guest, connection: _Connection) -> None:
+        configuration = self.configuration
+        session = PassiveSession(
+            guest.transport,
+            configuration.collections,
+            self._journal,
+            self._budget,
+            deltas=configuration.enable_delta_sync and configuration.database.delta_sync,
+            read_only=configuration.read_only,
+        )
+        await connection.serve(session, guest, self._now())
 
     async def _accept(self, connections: trio.Nursery) -> None:
         async with trio.open_nursery() as accepting:
@@ -232,35 +326,12 @@ class URLEndpointListener:
             await trio.aclose_forcefully(stream)
             return
         peer_address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        await self._handle(stream, peer_address, self._identities)
-
-    async def _serve_guest(
-        self, stream: trio.abc.Stream, peer_address: str, identity: TLSIdentity | None
-    ) -> None:
-        async with self._entrance.admit(stream, peer_address, identity) as guest:
-            configuration = self.configuration
-            session = PassiveSession(
-                guest.transport,
-                configuration.collections,
-                self._journal,
-                self._budget,
-                deltas=configuration.enable_delta_sync and configuration.database.delta_sync,
-                read_only=configuration.read_only,
-            )
-            served = _Served(guest, session, peer_address, self._now())
-            self._served[id(served)] = served
-            try:
-                await session.run()
-            finally:
-                del self._served[id(served)]
-
-    async def _say_goodbye(self) -> None:
-        with trio.move_on_after(limits.CLOSE_TIMEOUT_S):
-            async with trio.open_nursery() as nursery:
-                for served in list(self._served.values()):
-                    nursery.start_soon(
-                        served.guest.transport.aclose, CLOSE_TRANSIENT, "the listener stops"
-                    )
+        try:
+            await self._handle(peer_address, partial(self._serve_stream, stream, self._identities))
+        except StoreClosedError:
+            logger.info("%s came when the database was about to be closed", peer_address)
+        finally:
+            await trio.aclose_forcefully(stream)
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self.configuration.database.engine.now_ns() / 10**9, UTC)
@@ -300,6 +371,5 @@ async def open_listener(
         try:
             yield listener
         finally:
-            # Bounded: each goodbye has a deadline.
-            with trio.move_on_after(limits.STOP_TIMEOUT_S, shield=True):
+            with trio.CancelScope(shield=True):  # Bounded: `stop` has a deadline.
                 await listener.stop()
