@@ -12,12 +12,22 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
 
 
-def test_the_readme_shows_the_example_as_it_is() -> None:
-    shown = re.search(
-        r"<!-- example: (\S+) -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+SHOWN = [
+    (path, text)
+    for document in DOCUMENTS
+    for path, text in re.findall(
+        r"<!-- example: (\S+) -->\n```python\n(.*?)```", document.read_text(), re.DOTALL
     )
-    assert shown is not None
-    assert shown[2] == (ROOT / shown[1]).read_text()
+]
+
+
+def test_every_example_is_shown_somewhere() -> None:
+    assert {ROOT / path for path, _ in SHOWN} == set(ROOT.glob("examples/*.py"))
+
+
+@pytest.mark.parametrize(("path", "text"), SHOWN, ids=[path for path, _ in SHOWN])
+def test_an_example_is_shown_as_it_is(path: str, text: str) -> None:
+    assert text == (ROOT / path).read_text()
 
 
 def test_the_example_of_two_peers_runs(tmp_path: Path) -> None:
