@@ -122,6 +122,8 @@ ROW_BYTES: Final = 1_024
 SILENCE_TIMEOUT_S: Final = 300.0
 # How long one write may take: with 64 KiB, over a serial line of 9,600 baud, 70 s.
 WRITE_TIMEOUT_S: Final = 120.0
+# What a request takes that is answered by a task of its own.
+TASK_BYTES: Final = 16 * 1024
 # A message of which no more comes, though others do or nothing at all.
 MESSAGE_STALL_S: Final = 120.0
 # JSON deflates to a tenth or so. What inflates to more than a hundred times its size is inflated at

@@ -17,6 +17,7 @@ from trio_p2p import limits
 from trio_p2p.blip import Message
 from trio_p2p.errors import PeerError, RemoteProtocolError
 from trio_p2p.ids import DocumentID, SourceID
+from trio_p2p.model.blob import format_digest
 from trio_p2p.model.codec import decode_body, encode_body
 from trio_p2p.model.document import EMPTY_BODY, Revision
 from trio_p2p.model.version import TreeRevisionID, Version, VersionVector
@@ -778,6 +779,29 @@ def test_what_a_request_holds_until_it_is_answered_is_counted_for_its_peer():
     reading.profile.on_request(1, message("proposeChanges", rows))
     reading.profile.on_request(2, replace(rev(b"{}"), no_reply=True))
     assert reading.peer.held == {1: 7 * limits.ROW_BYTES, 2: 2 + limits.REQUEST_BYTES}
+    digest = format_digest(bytes(20))
+    for number, asked in (
+        (3, message("getAttachment", digest=digest)),
+        (4, message("proveAttachment", b"nonce", digest=digest)),
+        (5, message("setCheckpoint", b"{}", client="cp")),
+    ):
+        reading.profile.on_request(number, asked)
+        assert reading.peer.held[number] == limits.TASK_BYTES
+
+
+def test_collections_and_checkpoints_are_as_many_and_as_long_as_they_may_be():
+    def collections(count):
+        names = [f"n{number}" for number in range(count)]
+        body = {"collections": names, "checkpoint_ids": names}
+        return message("getCollections", orjson.dumps(body))
+
+    most = limits.COLLECTIONS_PER_CONNECTION_MAX
+    assert len(read(collections(most)).names) == most
+    assert refusal(collections(most + 1)) == ("HTTP", 400)
+    longest = orjson.dumps({"x": "y" * (limits.CHECKPOINT_BYTES_MAX - 8)})
+    assert len(longest) == limits.CHECKPOINT_BYTES_MAX
+    assert read(message("setCheckpoint", longest, client="cp")).body == longest
+    assert refusal(message("setCheckpoint", longest + b" ", client="cp")) == ("HTTP", 400)
 
 
 @pytest.mark.behaviour("B13h")

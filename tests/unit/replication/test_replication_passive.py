@@ -8,9 +8,12 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_p2p import limits
-from trio_p2p.blip import Message
+from trio_p2p.blip import Connection, Message
+from trio_p2p.blip.load import Budget
 from trio_p2p.errors import ConnectionLostError, PeerError, ReplicationError
 from trio_p2p.ids import SourceID
+from trio_p2p.listener import URLEndpointListener
+from trio_p2p.listener_configuration import URLEndpointListenerConfiguration
 from trio_p2p.model.version import Version, VersionVector
 from trio_p2p.peer import Peer
 from trio_p2p.replication.journal import Journal
@@ -115,10 +118,10 @@ class Client:
 class Server:
     """A passive session, and how it ended."""
 
-    def __init__(self, transport, collections):
+    def __init__(self, transport, collections, budget=None):
         self.transport = transport
         self.journal = Journal()
-        self.session = PassiveSession(transport, collections, self.journal)
+        self.session = PassiveSession(transport, collections, self.journal, budget)
         self.error = None
         self.ended = False
 
@@ -642,3 +645,36 @@ async def test_a_client_that_has_asked_may_be_silent(tmp_path, autojump_clock):
         await trio.sleep(10 * limits.FIRST_REQUEST_TIMEOUT_S)
         assert not server.ended
         nursery.cancel_scope.cancel()
+
+
+async def test_all_clients_together_hold_what_they_may(tmp_path):
+    """One of two clients begins messages that it does not finish, and has to go for the other."""
+    budget = Budget(1_000_000)
+    opening = open_test_database(tmp_path / "shop.p2p")
+    async with opening as database, trio.open_nursery() as nursery:
+        servers = []
+        for _ in range(2):
+            here, there = memory_transport_pair()
+            servers.append((Server(here, [database.default_collection], budget), there))
+            nursery.start_soon(servers[-1][0].run)
+        honest = Client(servers[1][1])
+        nursery.start_soon(honest.run)
+        blip = Connection()
+        for _ in range(200):
+            blip.send_request(Message({"Profile": "rev"}, bytes(100_000)))
+        with suppress(ConnectionLostError):
+            for _ in range(200):
+                await servers[0][1].send(blip.next_frame())
+        await wait_all_tasks_blocked()
+        assert servers[0][0].ended
+        assert budget.total < 1_000_000
+        await honest.open()
+        assert not servers[1][0].ended
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_listener_gives_all_its_sessions_one_budget(database):
+    listener = URLEndpointListener(
+        URLEndpointListenerConfiguration(collections=[database.default_collection])
+    )
+    assert listener._budget._bytes_max == limits.LISTENER_BYTES_MAX

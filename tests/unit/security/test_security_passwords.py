@@ -1,8 +1,11 @@
 """Passwords: comparing them, and files of hashed ones."""
 
 import stat
+import threading
 
+import argon2
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -148,3 +151,38 @@ async def test_a_file_that_becomes_unreadable_is_an_error_not_a_refusal(path):
 def test_nothing_of_a_password_shows(path):
     set_password(path, "ann", "s3cret")
     assert repr(PasswordFile(path)) == f"PasswordFile({str(path)!r})"
+
+
+async def test_only_some_passwords_are_hashed_at_a_time(path, monkeypatch):
+    most, now, lock = 0, 0, threading.Lock()
+    plain = passwords._verify
+
+    def note(*args):
+        nonlocal most, now
+        with lock:
+            now += 1
+            most = max(most, now)
+        try:
+            return plain(*args)
+        finally:
+            with lock:
+                now -= 1
+
+    monkeypatch.setattr(passwords, "_verify", note)
+    set_password(path, "ann", "one")
+    file = PasswordFile(path)
+    async with trio.open_nursery() as nursery:
+        for number in range(10):
+            nursery.start_soon(file.check, "ann", str(number))
+    assert most == limits.PASSWORD_CHECKS_AT_ONCE
+
+
+def test_passwords_are_hashed_as_the_limits_say(path):
+    set_password(path, "ann", "one")
+    told = argon2.extract_parameters(path.read_text().strip().partition(":")[2])
+    assert told.type is argon2.Type.ID
+    assert (told.memory_cost, told.time_cost, told.parallelism) == (
+        limits.ARGON2_MEMORY_KIB,
+        limits.ARGON2_PASSES,
+        limits.ARGON2_LANES,
+    )

@@ -41,6 +41,7 @@ from trio_p2p.replication.messages import (
     ProposalAnswer,
     ProposalsReply,
     ProposeChanges,
+    ProveAttachment,
     Refusal,
     Reply,
     Request,
@@ -48,6 +49,7 @@ from trio_p2p.replication.messages import (
     RevisionsReply,
     SendRevisions,
     SentRevision,
+    SetCheckpoint,
     SubscribeChanges,
     Wanted,
 )
@@ -321,6 +323,8 @@ class CouchbaseProfile:
             self._peer.hold(number, len(request.changes) * limits.ROW_BYTES)
         elif isinstance(request, ProposeChanges):
             self._peer.hold(number, len(request.proposals) * limits.ROW_BYTES)
+        elif isinstance(request, (GetAttachment, ProveAttachment, SetCheckpoint)):
+            self._peer.hold(number, limits.TASK_BYTES)
         elif isinstance(request, SendRevisions) and message.no_reply:
             self._peer.hold(number, len(message.body) + limits.REQUEST_BYTES)
         self._handler(request, lambda reply: self._respond(number, message, reply))
