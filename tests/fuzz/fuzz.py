@@ -1,8 +1,8 @@
 """Fuzz one target, or all in turn, with atheris: `fuzz.py [--seconds N] [--keep] [TARGET ...]`.
 
-It starts from the kept corpus. What it finds beyond that goes to build/fuzz; with --keep, as much
-of that as reaches something new goes into the kept corpus. An input that breaks something is left
-in build/fuzz, and printed: `fuzz.py --replay FILE TARGET` runs it again.
+It starts from the kept corpus. What reaches something new goes to build/fuzz; with --keep, the
+shortest of that go into the kept corpus. An input that breaks something is left in build/fuzz, and
+printed: `fuzz.py --replay FILE TARGET` runs it again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ BUILD = Path(__file__).parents[2] / "build" / "fuzz"
 # Slower than this or larger than that is a finding.
 TIMEOUT_S = 10
 MEMORY_MIB = 1_024
+KEPT_EACH_TIME = 30
 
 
 def _fuzz(name: str, seconds: int) -> int:
@@ -52,11 +53,11 @@ def _fuzz_in_process(name: str, options: list[str]) -> None:
     atheris.Fuzz()
 
 
-def _merge(name: str) -> None:
-    """Keep what reaches something that the kept corpus does not."""
-    options = ["-merge=1", f"-max_len={targets.INPUT_BYTES_MAX}"]
-    places = [str(corpus.DIRECTORY / name), str(BUILD / name)]
-    subprocess.run([sys.executable, __file__, "--in-process", name, *options, *places], check=True)
+def _keep(name: str) -> None:
+    """Keep the shortest of what was found."""
+    found = {path.read_bytes() for path in (BUILD / name).iterdir()}
+    for data in sorted(found - set(corpus.kept(name)), key=len)[:KEPT_EACH_TIME]:
+        corpus.keep(name, data)
 
 
 def main() -> int:
@@ -80,7 +81,7 @@ def main() -> int:
         if _fuzz(name, options.seconds):
             failed.append(name)
         elif options.keep:
-            _merge(name)
+            _keep(name)
     print("broken:", ", ".join(failed) or "nothing")
     return bool(failed)
 
