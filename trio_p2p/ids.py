@@ -24,6 +24,8 @@ SOURCE_ID_BYTES = 16
 SOURCE_TEXT_CHARACTERS = 22
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+# A document ID that is ASCII. Most are, and one look finds them right.
+_PLAIN_DOCUMENT_ID = re.compile(f"[!-^`-~ ][ -~]{{0,{limits.DOCUMENT_ID_BYTES_MAX - 1}}}\\Z")
 _SOURCE_TEXT = re.compile(r"[A-Za-z0-9+/]{21}[AQgw]\Z")
 _COLLECTION_NAME = re.compile(r"[A-Za-z0-9-][A-Za-z0-9_%-]*\Z")
 
@@ -35,6 +37,8 @@ def document_id(text: object) -> DocumentID:
     """
     if not isinstance(text, str):
         raise InvalidDocumentError("a document ID is a str", got=type(text).__name__)
+    if _PLAIN_DOCUMENT_ID.match(text):
+        return DocumentID(text)
     try:
         length = len(text.encode())
     except UnicodeEncodeError as exc:

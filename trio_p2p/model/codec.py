@@ -47,13 +47,13 @@ def encode_body(body: Mapping[str, Any], *, reserved: frozenset[str] = RESERVED_
     Raises: InvalidDocumentError for anything else; BlobNotFoundError for what names a blob by no
     digest. Whether a database holds the blob is not known here.
     """
-    if not isinstance(body, Mapping):
+    if type(body) is not dict and not isinstance(body, Mapping):
         raise InvalidDocumentError("a body is a mapping", got=type(body).__name__)
-    taken = reserved.intersection(body)
-    if taken:
+    if not reserved.isdisjoint(body):
+        taken = reserved.intersection(body)
         raise InvalidDocumentError("reserved top-level keys", keys=sorted(taken))
     try:
-        encoded: bytes = cbor2.dumps(_plain(body, 0))
+        encoded: bytes = cbor2.dumps(_plain_mapping(body, 1))
     except UnicodeEncodeError as exc:
         raise InvalidDocumentError("text must be valid Unicode") from exc
     if len(encoded) > limits.BODY_BYTES_MAX:
@@ -179,6 +179,8 @@ def _plain(value: Any, depth: int) -> Any:
     kind = type(value)
     if kind in _PLAIN_TYPES:
         return value
+    if kind is list and _PLAIN_TYPES.issuperset(map(type, value)) and depth < limits.BODY_DEPTH_MAX:
+        return value
     if isinstance(value, int):
         if not INTEGER_MIN <= value <= INTEGER_MAX:
             raise InvalidDocumentError("an integer has at most 64 bits", bits=value.bit_length())
@@ -192,8 +194,6 @@ def _plain(value: Any, depth: int) -> Any:
     if isinstance(value, (list, tuple)):
         if depth >= limits.BODY_DEPTH_MAX:
             raise InvalidDocumentError("a body is nested too deeply", limit=limits.BODY_DEPTH_MAX)
-        if kind is list and _PLAIN_TYPES.issuperset(map(type, value)):
-            return value
         return [_plain(item, depth + 1) for item in value]
     if isinstance(value, datetime) and value.utcoffset() is not None:
         return value.isoformat(timespec="milliseconds").replace("+00:00", "Z")

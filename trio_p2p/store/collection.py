@@ -18,12 +18,12 @@ import trio
 from trio_p2p import ids, limits
 from trio_p2p.errors import ConflictError
 from trio_p2p.ids import DocumentID, Sequence
-from trio_p2p.model.blob import digests
+from trio_p2p.model.blob import digests, may_name_blobs
 from trio_p2p.model.codec import encode_body
 from trio_p2p.model.conflict import Conflict
 from trio_p2p.model.document import Document, Revision, Stored
 from trio_p2p.model.version import Version
-from trio_p2p.store import bases, changes, conflicts, documents, expirations
+from trio_p2p.store import bases, changes, conflicts, documents, expirations, keys
 from trio_p2p.store.blob_uses import not_held
 from trio_p2p.store.blobs import Blob
 from trio_p2p.store.documents import ANY
@@ -55,6 +55,7 @@ class Collection:
         """`"name"` in the default scope, `"scope.name"` in others."""
         self.scope, self.name = ids.collection_name(full_name)
         self._engine = database.engine
+        self._prefix = keys.collection(number)
 
     def __repr__(self) -> str:
         return f"<Collection {self.full_name!r} of {self.database.name!r}>"
@@ -75,11 +76,12 @@ class Collection:
         Raises: InvalidDocumentError if that is no document ID; StoreClosedError.
         """
         checked = ids.document_id(document_id)
-        with self.read() as txn:
-            found = documents.read(txn, self.number, checked)
-        if found is None or (found.deleted and not deleted):
+        key = self._prefix + checked.encode()
+        raw = self._engine.fetch(self.number, key)
+        if raw is None:
             return None
-        return Document(checked, found, self)
+        record = Record(raw, key)
+        return Document(checked, record, self) if deleted or not record.deleted else None
 
     async def put(self, document_id: str, body: Body, *, expected: Expected = ANY) -> Document:
         """Create or replace a document; durable when this returns.
@@ -211,6 +213,8 @@ class Collection:
 
     def check_blobs(self, body: bytes) -> None:
         """Raises BlobNotFoundError if an encoded body names a blob that is not held now."""
+        if not may_name_blobs(body):
+            return
         lacking = {sha1 for sha1 in digests(body) if not self._engine.blob_files.has(sha1)}
         if lacking:
             raise not_held(lacking)

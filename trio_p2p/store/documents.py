@@ -24,7 +24,6 @@ __all__ = [
     "get",
     "head",
     "put_revision",
-    "read",
     "scan",
 ]
 
@@ -47,13 +46,6 @@ def get(txn: ReadTransaction, collection: int, document_id: DocumentID) -> Store
     key = keys.document(collection, document_id)
     raw = txn.raw.get(key, None, txn.tables.documents)
     return None if raw is None else records.unpack_revision(raw, key)
-
-
-def read(txn: ReadTransaction, collection: int, document_id: DocumentID) -> Record | None:
-    """As `get`, unpacked when it is looked at."""
-    key = keys.document(collection, document_id)
-    raw = txn.raw.get(key, None, txn.tables.documents)
-    return None if raw is None else Record(raw, key)
 
 
 def head(txn: ReadTransaction, collection: int, document_id: DocumentID) -> Stored | None:

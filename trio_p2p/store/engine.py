@@ -163,6 +163,20 @@ class Engine:
             raise store_error(exc) from exc
         return ReadTransaction(raw, self._environment.tables, self.now_ns)
 
+    def fetch(self, collection: int, key: bytes) -> bytes | None:
+        """The record of one document, by its key, in a snapshot of its own.
+
+        Raises: StoreClosedError, CollectionNotFoundError.
+        """
+        if self._closed or collection not in self._collections:
+            self.check_open()
+            self.collection(collection)
+        try:
+            with self._environment.env.begin() as raw:
+                return raw.get(key, None, self._environment.tables.documents)
+        except lmdb.Error as exc:
+            raise store_error(exc) from exc
+
     async def write(self, job: Job[T]) -> T:
         """Run a job in a write transaction; when this returns, its changes are durable.
 

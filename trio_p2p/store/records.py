@@ -62,12 +62,21 @@ class Record:
     that a `Revision` consists of takes longer than the reading.
     """
 
-    __slots__ = ("_raw",)
+    __slots__ = ("_body_at", "_raw", "deleted")
 
-    def __init__(self, raw: memoryview, key: bytes | memoryview) -> None:
+    def __init__(self, raw: memoryview | bytes, key: bytes | memoryview) -> None:
         """Raises StoreCorruptError."""
-        _check_revision(raw, key)
+        # Every document that is read comes through here: so there are no calls to the functions
+        # below that do the same.
+        if zlib.crc32(raw, zlib.crc32(key)) != _CHECKED or len(raw) < _HEADER.size:
+            raise _damaged(raw)
+        flags, _, vector_bytes, tree_bytes = _HEADER.unpack_from(raw)
+        self._body_at: int = _HEADER.size + vector_bytes + tree_bytes + _CHECKSUM.size
+        if len(raw) < self._body_at + _CHECKSUM.size:
+            raise _damaged(raw)
         self._raw = bytes(raw)
+        self.deleted: bool = flags & _DELETED == _DELETED
+        """Whether it is a tombstone."""
 
     @property
     def revision(self) -> Revision:
@@ -80,14 +89,9 @@ class Record:
         return _place(self._raw)[1]
 
     @property
-    def deleted(self) -> bool:
-        """Whether it is a tombstone."""
-        return _place(self._raw)[0]
-
-    @property
     def body(self) -> bytes:
         """Its body as CBOR."""
-        return self._raw[_body_at(self._raw) : -_CHECKSUM.size]
+        return self._raw[self._body_at : -_CHECKSUM.size]
 
 
 class ChangeRow(NamedTuple):
