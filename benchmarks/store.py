@@ -2,11 +2,11 @@
 
 Plain is the least a program without this package could do: one environment with the same engine and
 map size, durable, with one named database from ID to body; a transaction for each put or batch, a
-snapshot for each get. IDs and bodies (CBOR of the same records) are bytes before its time begins.
+snapshot for each get. IDs and bodies (CBOR of the same records) are bytes before its time begins;
+the rows "encoded" add the time that it took to make them, as the store's puts always contain it.
 It knows no versions and no changes, checks nothing and starts no thread. It makes as many commits
-as the store made. What turning a record into bytes costs is a row of its own, and part of the
-store's puts. Plain has no change feed: that is compared with its scan. Plain's blobs are files,
-written, synced and renamed, then read with their SHA-1.
+as the store made. Plain has no change feed: that is compared with its scan. Plain's blobs are
+files, written, synced and renamed, then read with their SHA-1.
 
 For each size both are filled in order of IDs, in turns of a batch. Then, in each round, both put
 the same new documents at random places and take them out again, and both read the same documents;
@@ -114,16 +114,17 @@ class Plain:
         """Close the environment."""
         self._env.close()
 
-    def put(self, documents: Sequence[Document], commits: int) -> float:
-        """Put documents in so many commits."""
-        raw = [(name.encode(), cbor2.dumps(body)) for name, body in documents]
+    def put(self, documents: Sequence[Document], commits: int) -> tuple[float, float]:
+        """Put documents in so many commits; also the seconds with what encoding them took."""
+        with Timer() as encoding:
+            raw = [(name.encode(), cbor2.dumps(body)) for name, body in documents]
         size = -(-len(raw) // commits)
-        with Timer() as timer:
+        with Timer() as putting:
             for start in range(0, len(raw), size):
                 with self._env.begin(write=True, db=self._documents) as txn:
                     for key, body in raw[start : start + size]:
                         txn.put(key, body)
-        return timer.seconds
+        return putting.seconds, putting.seconds + encoding.seconds
 
     def remove(self, documents: Sequence[Document]) -> None:
         """Take documents out again."""
@@ -280,12 +281,14 @@ class Comparison:
             await self._blobs(name, length, count)
 
     async def _fill(self) -> None:
-        row = self._row(Row("import in order, batches of 1,000", BATCH))
+        rows = self._rows_of_puts("import in order, batches of 1,000", BATCH)
         documents = sorted(self._cities.take(0, self._size), key=lambda document: document[0])
         for start in range(0, self._size, BATCH):
             batch = documents[start : start + BATCH]
-            row.store.append(await self._store.put_batches(batch))
-            row.plain.append(self._plain.put(batch, 1))
+            store = await self._store.put_batches(batch)
+            for row, plain in zip(rows, self._plain.put(batch, 1), strict=True):
+                row.store.append(store)
+                row.plain.append(plain)
 
     def _encode(self) -> None:
         row = self._row(Row("encode a body", BATCH))
@@ -300,18 +303,21 @@ class Comparison:
     async def _put(
         self, name: str, count: int, put: Callable[[list[Document]], Awaitable[float]]
     ) -> None:
-        row = self._row(Row(name, count))
+        rows = self._rows_of_puts(name, count)
         commits = 0
         for turn, is_store in self._turns():
             new = self._cities.take(self._size + turn * count, count)
             if is_store:
                 before = self._store.commits
-                row.store.append(await put(new))
+                seconds = await put(new)
+                for row in rows:
+                    row.store.append(seconds)
                 commits = self._store.commits - before
                 await self._store.remove(new)
             else:
                 # In a round that plain begins: as many as in the round before.
-                row.plain.append(self._plain.put(new, commits))
+                for row, plain in zip(rows, self._plain.put(new, commits), strict=True):
+                    row.plain.append(plain)
                 self._plain.remove(new)
 
     async def _read(self) -> None:
@@ -350,6 +356,10 @@ class Comparison:
             else:
                 writing.plain.append(self._plain.save_blobs(contents))
                 reading.plain.append(self._plain.read_blobs(count))
+
+    def _rows_of_puts(self, name: str, count: int) -> tuple[Row, Row]:
+        """Plain's bytes are there before its time begins, or not."""
+        return self._row(Row(name, count)), self._row(Row(f"{name}, encoded", count))
 
     def _row(self, row: Row) -> Row:
         self.rows.append(row)
@@ -417,29 +427,29 @@ def anonymous_bytes() -> int:
 
 def print_rows(size: int, rows: Sequence[Row]) -> None:
     """The table of one size."""
-    print(f"\n{f'{size:,} documents':36}{'store':>13}{'plain':>13}{'ratio':>8}")
+    print(f"\n{f'{size:,} documents':45}{'store':>13}{'plain':>13}{'ratio':>8}")
     for row in rows:
         store, plain = row.text(row.store), row.text(row.plain)
-        print(f"{row.name:36}{store:>13}{plain:>13}{row.ratio:8.2f}", flush=True)
+        print(f"{row.name:45}{store:>13}{plain:>13}{row.ratio:8.2f}", flush=True)
 
 
 def print_growth(tables: dict[int, list[Row]]) -> None:
     """By how much the time a document takes grows from the smallest size to the largest."""
     smallest, largest = min(tables), max(tables)
-    print(f"\n{f'{largest:,} to {smallest:,}':36}{'store':>13}{'plain':>13}")
+    print(f"\n{f'{largest:,} to {smallest:,}':45}{'store':>13}{'plain':>13}")
     for small, large in zip(tables[smallest], tables[largest], strict=True):
         share = small.amount / large.amount
         store = statistics.median(large.store) / statistics.median(small.store) * share
         plain = statistics.median(large.plain) / statistics.median(small.plain) * share
-        print(f"{small.name:36}{store:13.2f}{plain:13.2f}")
+        print(f"{small.name:45}{store:13.2f}{plain:13.2f}")
 
 
 def print_memory(memory: dict[int, list[int]]) -> None:
     """What the other processes printed."""
-    print(f"\n{'anonymous memory':36}{'opened':>13}{'most':>13}")
+    print(f"\n{'anonymous memory':45}{'opened':>13}{'most':>13}")
     for size, figures in memory.items():
         opened, most = (f"{figure / 2**20:.1f} MiB" for figure in figures)
-        print(f"{f'{size:,} documents':36}{opened:>13}{most:>13}")
+        print(f"{f'{size:,} documents':45}{opened:>13}{most:>13}")
 
 
 def main() -> None:
