@@ -63,7 +63,6 @@ def test_a_body_sent_in_full_follows_from_the_recorded_deltas(kind):
     assert len(whole) == 2
     patched = orjson.loads(body_to_json(edited))
     assert patched == whole[1] | {"counter": 1, "f050": patched["f050"]}
-    assert list(patched) == list(whole[1])
 
 
 @each_kind

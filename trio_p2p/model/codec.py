@@ -1,8 +1,10 @@
 """Document bodies: the values a body may hold, and their CBOR and JSON forms.
 
-Bodies are kept and passed on as the CBOR that `encode_body` writes. CBOR from elsewhere is taken
-only if it is exactly that, which refuses at one stroke trailing bytes, tags, indefinite lengths,
-numbers in longer forms than needed and every other second way of writing the same body.
+Bodies are kept and passed on as the CBOR that `encode_body` writes, with the keys of each mapping
+in order, so that the same values are the same bytes at every peer: in JSON the order of keys tells
+nothing, and a delta does not keep it. CBOR from elsewhere is taken only if it is exactly that,
+which refuses at one stroke trailing bytes, tags, indefinite lengths, numbers in longer forms than
+needed and every other second way of writing the same body.
 """
 
 from __future__ import annotations
@@ -225,4 +227,5 @@ def _plain_mapping(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
             if plain is given:
                 plain = dict(given)
             plain[key] = replaced
-    return plain
+    ordered = sorted(plain)
+    return plain if ordered == list(plain) else {key: plain[key] for key in ordered}

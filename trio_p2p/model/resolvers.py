@@ -47,8 +47,7 @@ _ABSENT: Final = object()
 
 def _merge(base: dict[str, Any], earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
     merged = {}
-    # The order of the fields must not depend on the peer either.
-    for field in dict.fromkeys((*later, *earlier)):
+    for field in {*later, *earlier}:
         before = base.get(field, _ABSENT)
         value = later.get(field, _ABSENT)
         if _is_same(value, before):

@@ -210,6 +210,25 @@ def test_a_blob_that_is_named_by_no_digest_is_refused(wrap):
 # --- CBOR from elsewhere --------------------------------------------------------------------------
 
 
+@given(bodies, st.randoms())
+def test_the_order_of_keys_makes_no_other_body(body, random):
+    def shuffled(value):
+        if isinstance(value, list):
+            return [shuffled(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        return {key: shuffled(value[key]) for key in random.sample(sorted(value), len(value))}
+
+    assert encode_body(shuffled(body)) == encode_body(body)
+
+
+def test_keys_are_in_order():
+    body = decode_body(encode_body({"b": [{"z": 1, "aa": 2}], "a": {"é": 1, "e": 2}}))
+    assert list(body) == ["a", "b"]
+    assert list(body["a"]) == ["e", "é"]
+    assert list(body["b"][0]) == ["aa", "z"]
+
+
 @given(bodies)
 def test_bodies_round_trip(body):
     encoded = encode_body(body)
