@@ -373,9 +373,8 @@ class Peer:
             while incomplete := self._blip.incomplete():
                 stalled_s = progress.stalled_s(trio.current_time(), incomplete)
                 if stalled_s > limits.MESSAGE_STALL_S:
-                    raise RemoteProtocolError(
-                        "the peer does not finish a message", seconds=stalled_s
-                    )
+                    # Not its fault, perhaps: a network that swallows everything looks the same.
+                    raise ConnectionLostError("the peer does not finish a message")
                 await trio.sleep(limits.MESSAGE_STALL_S / 4)
             self._incomplete = trio.Event()
 
