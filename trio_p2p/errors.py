@@ -279,4 +279,7 @@ class ReplicationError(TrioP2PError):
 
 
 class CallbackError(TrioP2PError):
-    """A function given by the user raised; its exception is chained."""
+    """A function given by the user raised; its exception is chained.
+
+    That of a filter is `retryable`: the document is put to it again later.
+    """

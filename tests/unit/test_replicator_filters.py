@@ -127,6 +127,7 @@ async def test_a_filter_that_raises_fails_that_document_which_is_tried_again(
         [event] = result.errors
         assert (event.direction, event.document_id) == (direction, "b")
         assert isinstance(event.error, trio_p2p.CallbackError)
+        assert event.error.retryable
         assert isinstance(event.error.__cause__, LookupError)
         assert ids(other) == {"a", "c"}
     broken = False

@@ -8,7 +8,6 @@ import re
 import trio
 
 from trio_p2p import limits
-from trio_p2p.errors import PeerError
 from trio_p2p.ids import Sequence
 from trio_p2p.replication.link import Link
 from trio_p2p.replication.messages import (
@@ -133,8 +132,7 @@ class Feeder:
     ) -> None:
         journal, collection = self._link.journal, self._link.collection
         if sent is not None and outcome.failed:
-            error = PeerError("HTTP", outcome.status, outcome.text)
-            journal.failed(Direction.PUSH, collection, promise.document_id, error)
+            journal.failed(Direction.PUSH, collection, promise.document_id, outcome.error())
         elif sent is None or outcome.status:
             journal.settled()
         else:

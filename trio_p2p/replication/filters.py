@@ -37,7 +37,7 @@ class Filter:
         try:
             verdict = self._function(document, flags)
         except Exception as exc:  # The guard around the user's function.
-            raise CallbackError("a filter failed", document_id=document_id) from exc
+            raise _failure(document_id) from exc
         if inspect.isawaitable(verdict):
             return _awaited(verdict, document_id)
         return bool(verdict)
@@ -48,4 +48,11 @@ async def _awaited(verdict: Awaitable[bool], document_id: DocumentID) -> bool:
         with trio.fail_after(limits.FILTER_TIMEOUT_S):
             return bool(await verdict)
     except Exception as exc:  # The guard around the user's function.
-        raise CallbackError("a filter failed", document_id=document_id) from exc
+        raise _failure(document_id) from exc
+
+
+def _failure(document_id: DocumentID) -> CallbackError:
+    """What fails a document for now: it is asked about again."""
+    error = CallbackError("a filter failed", document_id=document_id)
+    error.retryable = True
+    return error

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from trio_p2p.errors import PeerError
 from trio_p2p.ids import DocumentID
 from trio_p2p.model.document import Revision
 from trio_p2p.model.version import RevisionID, TreeRevisionID, VersionVector
@@ -203,6 +204,12 @@ class RevisionOutcome:
     @property
     def failed(self) -> bool:
         return self.status not in (0, 304)
+
+    def error(self) -> PeerError:
+        """For its user: whether it is tried again is told by the outcome, not by its status."""
+        error = PeerError("HTTP", self.status, self.text)
+        error.retryable = error.network_dependent = self.retryable
+        return error
 
 
 @dataclass(frozen=True, slots=True)

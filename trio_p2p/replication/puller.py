@@ -273,7 +273,7 @@ class Puller:
         outcome = insertion.outcome
         collection, journal = self._link.collection, self._link.journal
         if outcome.failed:
-            error: TrioP2PError = PeerError("HTTP", outcome.status, outcome.text)
+            error: TrioP2PError = outcome.error()
             if outcome.status == STATUS_LATER:
                 error = ClockSkewError(outcome.text)
             if insertion.error is not None:

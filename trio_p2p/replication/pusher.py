@@ -431,7 +431,7 @@ class Pusher:
                 self._finish(document_id, sequence, done=False)
                 self._again.append(_row(document_id, Stored(sent.revision, Sequence(sequence))))
                 return
-            error = PeerError("HTTP", outcome.status, outcome.text)
+            error = outcome.error()
             waits = outcome.status == 409
             if waits:
                 self._refuse(document_id, sequence)

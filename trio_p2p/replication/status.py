@@ -59,7 +59,10 @@ class ReplicatorStatus:
 
 @dataclass(frozen=True, slots=True)
 class DocumentReplication:
-    """One document was pushed or pulled, or could not be."""
+    """One document was pushed or pulled, or could not be.
+
+    `error.retryable` tells whether it is tried again without being edited.
+    """
 
     direction: Direction
     collection: CollectionName

@@ -290,6 +290,7 @@ async def test_a_blob_that_does_not_come_fails_its_document_alone(
     assert list(failed) == ["a"]
     assert isinstance(failed["a"], PeerError)
     assert failed["a"].code == status
+    assert failed["a"].retryable == (status != 400)
     assert not files(here)
     # The next run asks again, unless the document itself is at fault.
     answer, _ = offering(b"expected", b"expected")
