@@ -50,7 +50,9 @@ class ListenerStatus:
 class ListenerConnection:
     """One connected peer.
 
-    `user` is None where no password is asked for, `certificate` where no certificate is.
+    `peer_address` is `host:port`, or what `handle` was given. `user` is None where no password is
+    asked for, `certificate` where no certificate is. `since` is aware; `active` tells whether it
+    replicates something just now.
     """
 
     peer_address: str
@@ -362,7 +364,9 @@ async def open_listener(
 ) -> AsyncIterator[URLEndpointListener]:
     """Listen in the background; leaving the block stops gracefully.
 
-    Raises: ListenError. What the body raises leaves as it was.
+    Raises: ListenError if it cannot listen where it was told to; ConfigurationError, KeyStoreError
+    if its identity cannot be found or made; StoreClosedError. What the body raises leaves as it
+    was.
     Cancelling: as `URLEndpointListener.serve`.
     """
     listener = URLEndpointListener(configuration)

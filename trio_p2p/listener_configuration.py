@@ -21,11 +21,15 @@ class URLEndpointListenerConfiguration:
     """What to serve, and how. A wrong combination raises ConfigurationError.
 
     `collections` are of one database. `port` None or 0 lets the system choose; `network_interface`
-    is a name or an address, None for all. With TLS, `tls_identity` None means an anonymous
-    self-signed identity, made once and kept in `key_store`. `authenticator` None lets everyone in.
+    is a name or an address, None for all. `disable_tls` listens for `ws://`: everything can be read
+    on the way. With TLS, `tls_identity` None means an anonymous self-signed identity, made once,
+    kept in `key_store` (None: the system's secure storage, or files of this user) and renewed
+    before it expires. `authenticator` None lets everyone in.
+
     `read_only`: peers that push are refused with 403, and stop; pulling works. `enable_delta_sync`
     sends and takes only what changed in documents, where both databases permit it and the other
-    side enables it too. `heartbeat` is the silence in seconds before a ping.
+    side enables it too. `connections_max` peers are served at once; who comes then is told to come
+    back later. `heartbeat` is the silence in seconds before a ping.
     """
 
     collections: Sequence[Collection]

@@ -459,7 +459,8 @@ async def open_replicator(
 
     Raises: ConfigurationError if another one with the same peer, collections and direction is
     running; StoreClosedError if the database is closed.
-    Cancelling: the body is cancelled, then it is stopped as when the block is left.
+    Cancelling: cuts the connection at once, as `Replicator.run` does; what no checkpoint covers is
+    offered again next time.
     """
     replicator = Replicator(configuration, reset_checkpoint=reset_checkpoint)
     async with open_services() as services:

@@ -21,7 +21,7 @@ from trio_p2p.store.database import Collection, Database
 
 
 class ReplicatorType(Enum):
-    """Which way documents go."""
+    """Which way documents go: from here to the peer (push), from there to here (pull), or both."""
 
     PUSH_AND_PULL = "push and pull"
     PUSH = "push"
@@ -61,16 +61,22 @@ class ReplicatorConfiguration:
 
     `target` is `ws://host:port/database` or `wss://…`, or an async function that returns a
     connected stream (spoken to by WebSocket) or message transport; then `target_id` may name the
-    peer where it does not name itself. `collections` are of one database. Whom to trust:
-    `pinned_server_certificate` (PEM, DER, an object, or a SHA-256 in hex) must be in the chain of
-    the server, which counts before anything else; or any certificate that signed itself, or those
+    peer where it does not name itself. `collections` are of one database; in a mapping each has its
+    configuration. `replicator_type` is the direction. One that is `continuous` stays connected, and
+    connects again, until it is stopped; any other ends once each side has what the other had.
+
+    Whom to trust: with `pinned_server_certificate` (PEM, DER, an object, or a SHA-256 in hex) only
+    a server that shows this certificate as its own, or one that it signed, whatever else is set; or
+    any certificate that signed itself, with `accept_only_self_signed_server_certificate`; or those
     that lead to `trusted_root_certificates` (PEM, DER or objects) and name the host, or to the
     system's. `authenticator` is what to show to the server once it is trusted, `headers` go with
-    it. `network_interface`, a name or an address, is where connections to a URL come from.
-    `heartbeat` is the silence in seconds before a ping, `max_attempts` counts connection attempts
-    in a row (None: 10 one-shot, unlimited continuous), `max_attempt_wait` is the longest pause
-    between them in seconds. `enable_delta_sync` sends and takes only what changed in documents,
-    where both databases permit it and the other side enables it too.
+    it.
+
+    `network_interface`, a name or an address, is where connections to a URL come from. `heartbeat`
+    is the silence in seconds before a ping, `max_attempts` counts connection attempts in a row
+    (None: 10 one-shot, unlimited continuous), `max_attempt_wait` is the longest pause between them
+    in seconds. `enable_delta_sync` sends and takes only what changed in documents, where both
+    databases permit it and the other side enables it too. `compression` deflates what is sent.
     """
 
     target: str | Dial

@@ -169,7 +169,8 @@ def _join_trees(first: Revision, second: Revision) -> tuple[Any, ...]:
 class Conflict:
     """A conflict put to a resolver. A side that was deleted is None; never both are.
 
-    `base` is the last revision that both sides had, None where it is not known.
+    `local` is what this peer has, `remote` what came. `base` is the last revision that both sides
+    had, None where it is not known, or was a deletion.
     """
 
     document_id: DocumentID

@@ -129,7 +129,11 @@ class CollectionName(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Document:
-    """A document as it was when read. Two reads of one revision are equal."""
+    """A document as it was when read; `doc["key"]` is a value of its body.
+
+    Two reads of one revision are equal. `id` is text. `collection` is where it was read, and
+    `stored` what it is made of, for the sync engine.
+    """
 
     id: DocumentID
     stored: StoredRevision
@@ -166,7 +170,7 @@ class Document:
 
     @property
     def sequence(self) -> Sequence:
-        """What it was stored as."""
+        """The place of this revision among the changes of its collection, counting from 1."""
         return self.stored.sequence
 
     @property

@@ -48,7 +48,11 @@ class Order(Enum):
 
 
 class Version(NamedTuple):
-    """One author's timestamp. Versions sort by time, then source."""
+    """One author's timestamp. Versions sort by time, then source.
+
+    `time` is in nanoseconds since 1970, its lowest 16 bits a counter: see `model.clock`. `source`
+    is the author's source ID, 16 bytes.
+    """
 
     time: int
     source: SourceID
@@ -113,7 +117,11 @@ def parse_revision_id(text: str) -> RevisionID:
 
 @dataclass(frozen=True, slots=True)
 class VersionVector:
-    """Every author's latest version that a revision includes."""
+    """Every author's latest version that a revision includes.
+
+    `current` is the revision's own; `merged` are the two that it was made from if it is a merge;
+    `previous` all others.
+    """
 
     current: Version
     merged: tuple[Version, ...] = ()

@@ -14,14 +14,19 @@ class ActivityLevel(Enum):
     """What a replicator is doing."""
 
     STOPPED = "stopped"
+    """It has not begun, or has ended for good."""
     OFFLINE = "offline"
+    """It waits for the next attempt to connect, or is suspended."""
     CONNECTING = "connecting"
+    """It connects, or opens a session."""
     IDLE = "idle"
+    """It is connected, and all that is known of is replicated and covered by a checkpoint."""
     BUSY = "busy"
+    """It is connected, and there is something to do, or it is ending."""
 
 
 class Direction(Enum):
-    """Which way a document went."""
+    """Which way a document went: from here to the peer, or from the peer to here."""
 
     PUSH = "push"
     PULL = "pull"
@@ -76,12 +81,16 @@ class ReplicatorStatistics:
     """Counters since the replicator was made.
 
     `documents_offered` counts the revisions that either side offered to the other, less our own
-    that come back to us;
-    `documents_pushed` and `documents_pulled` those that the receiving side stored. Blobs count once
-    they went whole, their bytes as they go. `deltas_sent` and `deltas_received` count the revisions
-    that went as what changed in them, and that the receiving side took. `delta_bytes_saved` is by
-    how much both made the bodies of messages shorter: each body as this side writes it as JSON,
-    less its delta, before compression.
+    that come back to us; `documents_pushed` and `documents_pulled` those that the receiving side
+    stored; `documents_failed` attempts that failed, so that one document may count several times.
+    `conflicts_resolved` are those that were decided here.
+
+    Blobs count once they went whole, their bytes as they go. `deltas_sent` and `deltas_received`
+    count the revisions that went as what changed in them, and that the receiving side took.
+    `delta_bytes_saved` is by how much both made the bodies of messages shorter: each body as this
+    side writes it as JSON, less its delta, before compression. `wire_bytes_sent` and
+    `wire_bytes_received` are those of BLIP frames, after compression, on connections that have
+    ended; `connections` are those on which a session was opened.
     """
 
     documents_pushed: int = 0

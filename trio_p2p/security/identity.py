@@ -90,7 +90,11 @@ class TLSIdentity:
         `ST` and `C` of the subject, and the alternative names `dNSName`, `iPAddress` (of both
         several, separated by commas), `rfc822Name` and `URI`. Peers that compare host names want
         `dNSName` or `iPAddress`. None is made up: peers trust such a certificate because they know
-        it, and devices change their addresses. With a label the identity is kept in the key store.
+        it, and devices change their addresses. With a label the identity is kept in the key store
+        (None: the default one). `valid_for` counts from `now` (aware; None: this moment).
+
+        Making an RSA key and using a key store may take some time: in a running program, call this
+        in a thread.
 
         Raises: ConfigurationError, also if the label is taken; KeyStoreError.
         """
@@ -121,7 +125,10 @@ class TLSIdentity:
 
     @classmethod
     def from_pem(cls, key: bytes, certificates: bytes, password: bytes | None = None) -> Self:
-        """Read a key and its chain from PEM. Raises: ConfigurationError."""
+        """Read a key and its chain, in any order, from PEM; `password` is that of the key.
+
+        Raises: ConfigurationError, also for what TLS will not have.
+        """
         try:
             private_key = load_pem_private_key(key, password)
             chain = x509.load_pem_x509_certificates(certificates)
@@ -131,7 +138,10 @@ class TLSIdentity:
 
     @classmethod
     def from_pkcs12(cls, data: bytes, password: bytes | None = None) -> Self:
-        """Read a key and its chain from PKCS#12. Raises: ConfigurationError."""
+        """Read a key and its chain from PKCS#12.
+
+        Raises: ConfigurationError, also for what TLS will not have.
+        """
         try:
             key, leaf, others = pkcs12.load_key_and_certificates(data, password)
         except (ValueError, UnsupportedAlgorithm) as exc:
@@ -152,7 +162,7 @@ class TLSIdentity:
 
     @classmethod
     def load(cls, label: str, key_store: KeyStore | None = None) -> Self | None:
-        """The identity kept under this label, or None.
+        """The identity kept under this label, or None. May take some time, as `create`.
 
         Raises: ConfigurationError if it is damaged; KeyStoreError.
         """
@@ -161,7 +171,10 @@ class TLSIdentity:
 
     @staticmethod
     def delete(label: str, key_store: KeyStore | None = None) -> bool:
-        """Forget the identity kept under this label; tells whether there was one."""
+        """Forget the identity kept under this label; tells whether there was one.
+
+        May take some time, as `create`. Raises: KeyStoreError.
+        """
         return (key_store or default_key_store()).delete(label)
 
     @property

@@ -45,7 +45,18 @@ class Change(NamedTuple):
 
 
 class Collection:
-    """Documents under one name; a `Database` gives them out. Two of one name are the same."""
+    """Documents under one name; a `Database` gives them out. Two of one name are the same.
+
+    A document ID is text of 1 to 240 bytes in UTF-8 that does not begin with `_` and holds no
+    control characters. A body is a mapping of text to values: text, finite numbers, integers of 64
+    bits with sign, booleans, None, lists and mappings of such values, at most 100 levels deep, and
+    `Blob`. An aware datetime is stored as RFC 3339 text with milliseconds, a tuple as a list. Bytes
+    are for blobs. Top-level keys other than `_id`, `_rev`, `_deleted`, `_removed`, `_attachments`,
+    `_revisions` and `_exp` are free to use. A body has 20 MiB and a million values at most.
+    Anything else is an InvalidDocumentError.
+
+    What only reads takes one snapshot, does not wait, and is as it was at that moment.
+    """
 
     def __init__(self, database: Database, number: int, full_name: str) -> None:
         self.database = database
@@ -189,6 +200,11 @@ class Collection:
         """Iterate over the documents with start <= ID < end that begin with `prefix`.
 
         They come in order of their IDs, read in slices: each is as it was when its slice was read.
+        With `include_deleted` tombstones come too.
+
+        Raises, while iterating: CollectionNotFoundError if it is deleted meanwhile,
+        StoreClosedError.
+        Cancelling: safe; the iteration can go on.
         """
         return DocumentIterator(self, prefix, start, end, include_deleted)
 
@@ -197,6 +213,10 @@ class Collection:
 
         Each document comes with its latest change only. Without `live` it ends when it has caught
         up; otherwise it waits for more. A slow consumer costs nothing and misses nothing.
+
+        Raises, while iterating: CollectionNotFoundError if it is deleted meanwhile,
+        StoreClosedError.
+        Cancelling: safe; the iteration can go on.
         """
         return ChangeIterator(self, Sequence(max(since, 0)), live)
 
@@ -204,6 +224,10 @@ class Collection:
         """Iterate over the conflicts that wait for a resolver, in order of document IDs.
 
         Each is as it was when it was read. A resolver decides them when a replicator runs.
+
+        Raises, while iterating: CollectionNotFoundError if it is deleted meanwhile,
+        StoreClosedError.
+        Cancelling: safe; the iteration can go on.
         """
         return ConflictIterator(self)
 

@@ -64,17 +64,26 @@ class Batch:
         self._closed = False
 
     def put(self, document_id: str, body: Body, *, expected: Expected = ANY) -> None:
-        """Create or replace a document. Raises InvalidDocumentError, BlobNotFoundError."""
+        """Create or replace a document, as `Collection.put` does, when the block is left.
+
+        Raises: InvalidDocumentError, BlobNotFoundError; StoreError once the block was left.
+        """
         encoded = encode_body(body)
         self._collection.check_blobs(encoded)
         self._add(Edit(ids.document_id(document_id), encoded, expected))
 
     def delete(self, document_id: str, *, expected: Expected = ANY) -> None:
-        """Replace a document by a tombstone. Raises InvalidDocumentError."""
+        """Replace a document by a tombstone, as `Collection.delete` does, when the block is left.
+
+        Raises: InvalidDocumentError; StoreError once the block was left.
+        """
         self._add(Edit(ids.document_id(document_id), None, expected))
 
     def purge(self, document_id: str) -> None:
-        """Forget a document here, if there is one. Raises InvalidDocumentError."""
+        """Forget a document here, if there is one, when the block is left.
+
+        Raises: InvalidDocumentError; StoreError once the block was left.
+        """
         self._add(Purge(ids.document_id(document_id)))
 
     def close(self) -> list[Edit | Purge]:
