@@ -1,8 +1,9 @@
 """Pages of the documentation that are run as they stand.
 
-Python blocks are programs, each up to the one that calls `trio.run`. A shell block says in a
-comment before it whether it is run, left running in the background, or not run, and why. What a
-`prints` block shows is what the one before it printed, where `…` stands for anything.
+Python blocks are programs, each up to the one that calls `trio.run`, or says in a comment before it
+that it is run. A shell block says there whether it is run, left running in the background, or not
+run, and why. What a `prints` block shows is what the one before it printed, where `…` stands for
+anything.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from trio_p2p import FileKeyStore, TLSIdentity
 
 FIXED_PORT = "49152"
 STOP_S = 30
@@ -52,6 +55,9 @@ class PageRun:
         binaries = Path(sys.executable).parent
         home = directory / "home"
         home.mkdir()
+        # Whoever reads a page has followed others before, and so has listened once.
+        keys = FileKeyStore(home / "trio-p2p" / "keys")
+        TLSIdentity.create("anonymous", label="listener", key_store=keys)
         self._environment = os.environ | {
             "PATH": f"{binaries}:{os.environ['PATH']}",
             "HOME": str(home),
@@ -69,11 +75,13 @@ class PageRun:
             assert re.fullmatch(pattern, printed, re.S), f"{printed!r} is not {block.text!r}"
         elif block.kind == "python":
             self._program += block.text
-            if "trio.run(" in block.text:
+            if "trio.run(" in block.text or block.note == "run":
                 self._printed = self._run([sys.executable, "-c", self._program])
                 self._program = ""
         elif block.kind == "sh":
             self._shell(block)
+        else:
+            assert block.kind in ("ini", "text"), f"is this run? {block.text}"
 
     def stop(self) -> None:
         """End what runs in the background, as Ctrl-C would; it must end well."""

@@ -95,12 +95,13 @@ def parse_pinned(value: Pinned) -> bytes:
         digits = re.sub(r"[:\s]", "", value)
         if _FINGERPRINT.fullmatch(digits):
             return bytes.fromhex(digits)
-    certificates = _parse(value)
-    if len(certificates) != 1:
+    try:
+        (certificate,) = _parse(value)
+    except ValueError as exc:  # A ConfigurationError is one too.
         raise ConfigurationError(
             "a pinned certificate is one in PEM or DER, or a SHA-256 fingerprint in hex"
-        )
-    return fingerprint(certificates[0])
+        ) from exc
+    return fingerprint(certificate)
 
 
 def parse_roots(value: Roots) -> tuple[x509.Certificate, ...]:

@@ -223,6 +223,12 @@ def test_a_pin_is_one_certificate():
         parse_pinned(b"".join(both))
 
 
+@pytest.mark.parametrize("pin", ["00:00", "AB:" * 40, OURS.fingerprint[:-1], ""])
+def test_a_fingerprint_that_is_cut_is_told_as_one(pin):
+    with pytest.raises(ConfigurationError, match="a SHA-256 fingerprint in hex"):
+        parse_pinned(pin)
+
+
 @given(st.text() | st.binary())
 def test_a_pin_that_is_nothing_of_these_is_a_configuration_error(value):
     with pytest.raises(ConfigurationError):
