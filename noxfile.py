@@ -26,7 +26,11 @@ def lint(session: nox.Session) -> None:
     session.install("-e", ".[check]")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
-    files = [str(path) for name in ("trio_p2p", "benchmarks") for path in Path(name).rglob("*.py")]
+    files = [
+        str(path)
+        for name in ("trio_p2p", "benchmarks", "examples")
+        for path in Path(name).rglob("*.py")
+    ]
     session.run("python", "-m", "flake8_async", "--disable", "ASYNC114,ASYNC9", *files)
 
 

@@ -42,9 +42,13 @@ class Order(Enum):
     """How one revision relates to another."""
 
     SAME = "same"
+    """They are one revision."""
     OLDER = "older"
+    """The other one was made on top of it."""
     NEWER = "newer"
+    """It was made on top of the other one."""
     CONFLICTING = "conflicting"
+    """Neither was made on top of the other one."""
 
 
 class Version(NamedTuple):
@@ -120,7 +124,8 @@ class VersionVector:
     """Every author's latest version that a revision includes.
 
     `current` is the revision's own; `merged` are the two that it was made from if it is a merge;
-    `previous` all others.
+    `previous` all others. As text it is `current; previous, …`, or `current, merged, merged;
+    previous, …` after a merge.
     """
 
     current: Version

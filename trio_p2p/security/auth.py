@@ -33,7 +33,10 @@ CertificateCallback = Callable[[tuple[x509.Certificate, ...]], bool | Awaitable[
 
 @dataclass(frozen=True, slots=True)
 class BasicAuthenticator:
-    """The name and password a replicator shows to a listener; only over TLS are they secret."""
+    """The name and password a replicator shows to a listener; only over TLS are they secret.
+
+    Raises: ConfigurationError for a name with a colon, which HTTP's Basic scheme cannot tell.
+    """
 
     username: str
     password: str = field(repr=False)

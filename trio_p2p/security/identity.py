@@ -49,7 +49,9 @@ class Usage(enum.Enum):
     """What a certificate may be used for."""
 
     CLIENT_AUTH = ExtendedKeyUsageOID.CLIENT_AUTH
+    """To prove to listeners who connects."""
     SERVER_AUTH = ExtendedKeyUsageOID.SERVER_AUTH
+    """To prove to replicators who listens."""
 
 
 CLIENT_AUTH = Usage.CLIENT_AUTH

@@ -73,18 +73,19 @@ class Collection:
 
     @property
     def count(self) -> int:
-        """How many live documents it has."""
+        """How many live documents it has. Raises CollectionNotFoundError if deleted."""
         return self._engine.collection(self.number).count
 
     @property
     def last_sequence(self) -> Sequence:
-        """The sequence of the latest change; 0 before the first one."""
+        """The sequence of the latest change; 0 before the first one. Raises as `count`."""
         return self._engine.collection(self.number).last_sequence
 
     def get(self, document_id: str, *, deleted: bool = False) -> Document | None:
         """The document, or None if it is absent or deleted; with `deleted` also a tombstone.
 
-        Raises: InvalidDocumentError if that is no document ID; StoreClosedError.
+        Raises: InvalidDocumentError if that is no document ID; CollectionNotFoundError if the
+        collection was deleted; StoreCorruptError if what is stored was damaged; StoreClosedError.
         """
         checked = ids.document_id(document_id)
         key = self._prefix + checked.encode()
@@ -101,7 +102,8 @@ class Collection:
         document or version that must still be current.
 
         Raises: InvalidDocumentError, BlobNotFoundError, ConflictError (`current` is the document as
-        it is, or None), StoreFullError, StoreClosedError; nothing is written then.
+        it is, or None), CollectionNotFoundError, StoreFullError, StoreClosedError; nothing is
+        written then. StoreFailedError if the disk failed: the next opening shows whether it was.
         Cancelling: either leaves no trace, or has no effect.
         """
         edit = Edit(ids.document_id(document_id), encode_body(body), expected)

@@ -29,7 +29,7 @@ __all__ = [
 
 
 class Anything(Enum):
-    """The type of `ANY`."""
+    """`ANY` expects nothing of the revision that is replaced: the last write wins."""
 
     ANY = "any"
 
