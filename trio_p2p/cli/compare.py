@@ -75,7 +75,7 @@ async def compare_databases(first: Database, second: Database, *, as_json: bool 
             different += 1
             _print(pair, as_json)
     if different:
-        tell(f"{different:,} of {documents_text(count)} differ.")
+        tell(f"Different: {different:,} of {documents_text(count)}.")
     else:
         tell(f"Equal: {documents_text(count)}.")
     return not different

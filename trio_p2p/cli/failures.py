@@ -9,6 +9,7 @@ from trio_p2p.errors import (
     DatabaseBusyError,
     DatabaseNotFoundError,
     DocumentNotFoundError,
+    DuplicateDatabaseError,
     ListenError,
     NetworkUnavailableError,
     ReplicationError,
@@ -28,6 +29,10 @@ ADVICE: Final[tuple[tuple[type[TrioP2PError], str], ...]] = (
     (StoreFormatError, "use the version of trio-p2p that wrote it"),
     (CollectionNotFoundError, "`trio-p2p info` lists the collections there are"),
     (DocumentNotFoundError, "`trio-p2p ls` lists the documents there are"),
+    (
+        DuplicateDatabaseError,
+        "`trio-p2p backup` makes a copy that is a database of its own: use that on one side",
+    ),
     (ListenError, "choose another --port or --interface"),
     (NetworkUnavailableError, "check the host in the URL, and this machine's network"),
     (TrustError, "pass its fingerprint with --pin, its authority with --ca, or --self-signed"),
@@ -41,6 +46,9 @@ def sentence(error: TrioP2PError) -> str:
 
 
 def _advice(error: BaseException | None) -> str | None:
+    if isinstance(error, BaseExceptionGroup):  # What ended a session, beside what that led to.
+        found = map(_advice, error.exceptions)
+        return next((advice for advice in found if advice), None)
     return next((advice for kind, advice in ADVICE if isinstance(error, kind)), None)
 
 

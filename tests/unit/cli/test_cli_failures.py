@@ -36,3 +36,11 @@ def test_a_network_that_leads_nowhere_is_told_to_be_checked() -> None:
 def test_an_error_without_advice_speaks_for_itself() -> None:
     assert sentence(errors.StoreCorruptError("damaged", path="a.p2p")) == "damaged (path='a.p2p')"
     assert sentence(errors.ReplicationError("stopped")) == "stopped"
+
+
+def test_what_ended_a_session_is_found_in_its_group() -> None:
+    copies = errors.DuplicateDatabaseError("both peers hold copies of the same database")
+    group = ExceptionGroup("two tasks failed", [errors.ConnectionLostError("gone"), copies])
+    error = errors.ReplicationError("both peers hold copies of the same database")
+    error.__cause__ = ExceptionGroup("a session failed", [group])
+    assert "trio-p2p backup" in sentence(error)
