@@ -96,6 +96,7 @@ from trio_p2p.store.database import (
     open_database,
 )
 from trio_p2p.store.documents import ANY
+from trio_p2p.transport.base import MessageTransport
 
 __version__ = "0.1.0"
 
@@ -141,6 +142,7 @@ __all__ = [
     "ListenerPasswordAuthenticator",
     "ListenerCertificateAuthenticator",
     "same_secret",
+    "MessageTransport",
     # Identities
     "TLSIdentity",
     "KeyType",
