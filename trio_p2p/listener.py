@@ -1,4 +1,7 @@
-"""The passive peer: accepts connections, authenticates them, and serves each apart from others."""
+"""The passive peer: accepts connections, authenticates them, and serves each apart from others.
+
+`docs/topics/life-cycle.md` tells how it and its connections end.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """After which errors trying again may help: one table.
 
 An error is a code in a domain: an HTTP status, a WebSocket close code, an error of the operating
-system ("POSIX") or of looking up and reaching a host ("Network").
+system ("POSIX") or of looking up and reaching a host ("Network"). `docs/topics/errors-and-retry.md`
+shows the table.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """BLIP 3, the message protocol below replication, without any I/O.
 
 `varint` < `frames` < `compress` < `outbox` and `message` < `connection`. The rest of the package
-needs only the names here.
+needs only the names here. `docs/topics/wire-protocol.md` shows what stands on the wire.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """The profile `BLIP_3+CBMobile_4`: JSON bodies, one `rev` message for each revision.
 
+`docs/topics/wire-protocol.md` shows conversations in it.
+
 Source: LiteCore's Replicator, and conversations recorded with it.
 """
 
