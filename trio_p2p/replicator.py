@@ -70,6 +70,8 @@ class Replicator:
         self._progress_changed = False
         self._begun = False
         self._suspended = False
+        # Whether it was suspended and resumed since the last attempt began, however quickly.
+        self._resumed = False
         self._stopping = False
         self._stopped = trio.Event()
         self._done = False
@@ -236,9 +238,11 @@ class Replicator:
             self._end_attempt()
 
     def resume(self) -> None:
-        """Connect again if it was suspended; as many attempts may fail as at the start."""
-        self._suspended = False
-        self._pulse.notify()
+        """Connect again at once if it was suspended; as many attempts may fail as at the start."""
+        if self._suspended:
+            self._suspended = False
+            self._resumed = True
+            self._pulse.notify()
 
     def _end_attempt(self) -> None:
         """Let the connection there is end soon, at once if it is only being made."""
@@ -276,8 +280,10 @@ class Replicator:
             if self._suspended:
                 self._publish(ActivityLevel.OFFLINE, self._error)
                 await self._pulse.until(lambda: self._stopping or not self._suspended)
-                failures = 0
                 continue
+            if self._resumed:
+                failures = 0
+                self._resumed = False
             self._publish(ActivityLevel.CONNECTING, self._error)
             self._healthy = False
             try:
@@ -309,7 +315,7 @@ class Replicator:
             jitter=random.random,  # noqa: TID251  # Here chance enters.
         )
         with trio.move_on_after(wait_s):
-            await self._pulse.until(lambda: self._ending)
+            await self._pulse.until(lambda: self._ending or self._resumed)
 
     @property
     def _attempts_max(self) -> float:

@@ -290,6 +290,20 @@ async def test_one_that_is_resumed_connects_again_at_once(
         assert pair.shop.default_collection.get("pear") is not None
 
 
+async def test_suspending_and_resuming_at_once_ends_a_pause(
+    pair: Pair, autojump_clock: Any
+) -> None:
+    async with reached(pair, reach_offline) as replicator:
+        # Far into the pauses, and then the network is back.
+        await trio.sleep(5_000)
+        pair.network.failure = None
+        before = trio.current_time()
+        replicator.suspend()
+        replicator.resume()
+        await replicator.wait_for(IDLE)
+        assert trio.current_time() - before < 2
+
+
 async def test_one_that_is_suspended_leaves_in_peace(pair: Pair, autojump_clock: Any) -> None:
     async with reached(pair, reach_idle) as replicator:
         replicator.suspend()
