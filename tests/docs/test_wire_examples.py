@@ -32,5 +32,19 @@ def test_every_conversation_is_shown() -> None:
 async def test_peers_talk_as_shown(name: str, tmp_path: Path) -> None:
     async with open_peers(tmp_path) as peers:
         said = await CONVERSATIONS[name](peers)
-    pattern = ".*".join(map(re.escape, SHOWN[name].rstrip("\n").split("…")))
-    assert re.fullmatch(pattern, said.rstrip("\n"), re.DOTALL), said
+    assert re.fullmatch(pattern(SHOWN[name]), said), said
+
+
+def test_a_message_more_than_shown_is_noticed() -> None:
+    assert re.fullmatch(pattern("> a x=…\n< reply\n"), "> a x=1\n< reply\n")
+    assert not re.fullmatch(pattern("> a x=…\n< reply\n"), "> a x=1\n> b\n< reply\n")
+    assert re.fullmatch(pattern("…\n< reply\n"), "> a x=1\n> b\n< reply\n")
+
+
+def pattern(shown: str) -> str:
+    """What is shown: `…` stands for anything in its line, or on a line of its own for any lines."""
+    lines = shown.splitlines()
+    return "".join(
+        r"(?:.*\n)*" if line == "…" else ".*".join(map(re.escape, line.split("…"))) + r"\n"
+        for line in lines
+    )
