@@ -17,6 +17,9 @@ BLOB_BYTES_MAX: Final = 2**40
 # Values in one body: far more than a real document of that size has, and as many as are read in a
 # second or so.
 BODY_VALUES_MAX: Final = 1_000_000
+# Blobs that one body names: each is looked for on the disk before the body is stored, which takes
+# some microseconds, and while that is done nothing else is.
+BODY_BLOBS_MAX: Final = 5_000
 # Deep enough for any real document; far below what would exhaust the interpreter's stack.
 BODY_DEPTH_MAX: Final = 100
 # Of the names of databases in URLs. Source: Couchbase Lite's listener.
@@ -116,6 +119,11 @@ LISTENER_BYTES_MAX: Final = 512 * MIB
 # What a request takes beside its body, and each row of one that lists something, once it is read.
 REQUEST_BYTES: Final = 1_024
 ROW_BYTES: Final = 1_024
+# A message that waits to be sent takes so much beside its data, be it a reply of a single byte.
+OUTGOING_BYTES: Final = 512
+# Of what a peer says to people: more than any explanation needs, and each of thousands of events
+# may hold one.
+HEARSAY_CHARACTERS_MAX: Final = 500
 # How long a peer that owes us something may say nothing: a reply, an acknowledgement, a revision
 # that it promised. Longer than any of that takes, but not for ever. Peers that are gone are noticed
 # earlier, by their pongs.
@@ -225,6 +233,8 @@ LISTED_ROWS_MAX: Final = 2_000
 LISTED_VALUES_MAX: Final = 50_000
 # Documents that a subscription may be restricted to.
 SUBSCRIBED_DOCUMENTS_MAX: Final = 100_000
+# What an ID among them takes beside its characters, as long as the subscription runs.
+SUBSCRIBED_DOCUMENT_BYTES: Final = 128
 # A sequence of a peer is any JSON, and kept as long as its revision is on its way.
 SEQUENCE_CHARACTERS_MAX: Final = 1_024
 REVISIONS_QUEUED_MAX: Final = 600

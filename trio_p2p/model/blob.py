@@ -21,7 +21,7 @@ _DIGEST_PREFIX: Final = "sha1-"
 _SHA1_BYTES: Final = 20
 _DIGEST_CHARACTERS: Final = len(_DIGEST_PREFIX) + 28
 # Stands in the encoding of every body that names a blob, and in hardly any other.
-_MARK: Final = _DIGEST_PREFIX.encode()
+DIGEST_MARK: Final = _DIGEST_PREFIX.encode()
 
 
 @runtime_checkable
@@ -57,7 +57,7 @@ def named_digest(properties: Mapping[str, Any]) -> bytes | None:
 
 def may_name_blobs(encoded: bytes) -> bool:
     """Whether an encoded body may name any blob: cheap, and seldom wrong."""
-    return _MARK in encoded
+    return DIGEST_MARK in encoded
 
 
 def named_blobs(encoded: bytes) -> dict[bytes, Mapping[str, Any]]:

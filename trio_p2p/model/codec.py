@@ -20,7 +20,7 @@ import orjson
 
 from trio_p2p import limits
 from trio_p2p.errors import BlobNotFoundError, InvalidDocumentError
-from trio_p2p.model.blob import BlobValue, named_digest
+from trio_p2p.model.blob import DIGEST_MARK, BlobValue, digests, named_digest
 
 # Top-level names that Couchbase Lite and Sync Gateway keep for themselves.
 RESERVED_KEYS = frozenset(
@@ -33,7 +33,9 @@ INTEGER_MAX = 2**63 - 1
 _BYTES = 2
 _TEXT = 3
 
-_JSON_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# A text that does not end counts as one up to the end, and nothing is tried twice: else the time
+# for what somebody made for it would grow with the square of its size, and nothing else would run.
+_JSON_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 
 # Whatever is exactly of one of these types needs no further check.
 _PLAIN_TYPES = frozenset({str, bool, type(None)})
@@ -60,6 +62,9 @@ def encode_body(body: Mapping[str, Any], *, reserved: frozenset[str] = RESERVED_
         raise InvalidDocumentError("text must be valid Unicode") from exc
     if len(encoded) > limits.BODY_BYTES_MAX:
         raise InvalidDocumentError("a body is too large", bytes=len(encoded))
+    # The digest of each stands in it, and few other texts look like one.
+    if encoded.count(DIGEST_MARK) > limits.BODY_BLOBS_MAX < len(digests(encoded)):
+        raise InvalidDocumentError("a body names too many blobs", limit=limits.BODY_BLOBS_MAX)
     # A value takes a byte or more, so that few bodies have to be counted.
     if len(encoded) > limits.BODY_VALUES_MAX and _count(body) > limits.BODY_VALUES_MAX:
         raise InvalidDocumentError("too many values", limit=limits.BODY_VALUES_MAX)

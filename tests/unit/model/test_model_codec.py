@@ -3,6 +3,7 @@ import copy
 import enum
 import math
 import struct
+import time
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from types import MappingProxyType
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from trio_p2p import limits
 from trio_p2p.errors import BlobNotFoundError, InvalidDocumentError
+from trio_p2p.model.blob import format_digest
 from trio_p2p.model.codec import (
     INTEGER_MAX,
     INTEGER_MIN,
@@ -376,6 +378,17 @@ def test_what_stands_in_text_is_no_value(monkeypatch: pytest.MonkeyPatch) -> Non
     assert parse_json(orjson.dumps(prose), values_max=10) == prose
 
 
+@pytest.mark.parametrize("ending", [b"", b"\\", b"\\x", b'\\"', b'"x'])
+@pytest.mark.parametrize("opening", [b"", b'"', b'""', b"["])
+def test_text_that_does_not_end_keeps_nobody_waiting(opening: bytes, ending: bytes) -> None:
+    """Each quote might be the beginning of a text: looking for the end from each takes minutes."""
+    text = b"," * 50 + opening + b'\\"' * 50_000 + ending
+    began = time.process_time()
+    with pytest.raises(InvalidDocumentError):
+        parse_json(text, values_max=10)
+    assert time.process_time() - began < 2
+
+
 @pytest.mark.parametrize("value", [b"[]", b"{}", b"0", b'""', b"[0]", b'{"a":0}'])
 def test_a_body_of_endless_values_is_refused_before_it_is_read(value: bytes) -> None:
     count = limits.BODY_VALUES_MAX + 1
@@ -403,6 +416,17 @@ def test_huge_numbers_are_refused_or_rounded_at_once(number: bytes) -> None:
     except InvalidDocumentError:
         return
     assert body == {"a": 1.0}
+
+
+def test_a_body_names_as_many_blobs_as_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "BODY_BLOBS_MAX", 10)
+    blobs = [{"@type": "blob", "digest": format_digest(bytes([n] * 20))} for n in range(11)]
+    assert encode_body({"a": blobs[:10] * 2, "b": ["sha1-"] * 20})
+    for body in ({"a": blobs}, {"a": blobs[:6], "b": {"c": blobs[6:]}}):
+        with pytest.raises(InvalidDocumentError, match="too many blobs"):
+            encode_body(body)
+        with pytest.raises(InvalidDocumentError, match="too many blobs"):
+            body_from_json(orjson.dumps(body))
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"a":', b'[{"a":'])
