@@ -45,9 +45,24 @@ in the message and in `facts`.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import reprlib
+from typing import Any, ClassVar, Final
 
 from trio_p2p.retry import Retry, retry_after
+
+
+def _short_facts() -> reprlib.Repr:
+    """Shows facts as `repr` does, but for what is very long.
+
+    Many come from peers, and what an error says goes into logs, and into answers to other peers.
+    """
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 300
+    short.maxlist = short.maxtuple = short.maxset = short.maxfrozenset = short.maxdict = 20
+    return short
+
+
+_FACTS: Final = _short_facts()
 
 
 class TrioP2PError(Exception):
@@ -68,7 +83,7 @@ class TrioP2PError(Exception):
     def __str__(self) -> str:
         if not self.facts:
             return self.message
-        told = ", ".join(f"{name}={value!r}" for name, value in self.facts.items())
+        told = ", ".join(f"{name}={_FACTS.repr(value)}" for name, value in self.facts.items())
         return f"{self.message} ({told})"
 
 

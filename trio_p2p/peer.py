@@ -8,7 +8,7 @@ encoding a frame changes the state of the connection and must happen once, in or
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Hashable, Mapping
 from typing import NoReturn, Protocol, TypeVar
 
 import trio
@@ -152,8 +152,9 @@ class Peer:
         self._transport = transport
         self._budget = budget
         self._run_sync = run_sync or trio.to_thread.run_sync
-        # What the peer's requests take until they are answered, by their number.
-        self._held: dict[int, int] = {}
+        # What is held for the peer's requests until they are answered, by their number, and for
+        # what it makes us do beyond that.
+        self._held: dict[Hashable, int] = {}
         self._held_bytes = 0
         self._overdrawn = False
         self._incomplete = trio.Event()
@@ -290,14 +291,17 @@ class Peer:
             self._blip.send_error(number, domain, code, text)
             self._work.set()
 
-    def hold(self, number: int, size: int) -> None:
-        """Count these bytes more as held for the peer's request of this number, until its reply."""
-        self._held[number] = self._held.get(number, 0) + size
+    def hold(self, what: Hashable, size: int) -> None:
+        """Count these bytes more as held for the peer until `release`.
+
+        `what` is the number of one of its requests, whose reply releases it, or anything else.
+        """
+        self._held[what] = self._held.get(what, 0) + size
         self._held_bytes += size
 
-    def release(self, number: int) -> None:
-        """Nothing is held for the peer's request of this number any more."""
-        self._held_bytes -= self._held.pop(number, 0)
+    def release(self, what: Hashable) -> None:
+        """Nothing is held for this any more."""
+        self._held_bytes -= self._held.pop(what, 0)
 
     async def flush(self) -> None:
         """Wait until everything queued has been given to the transport, or the connection ended.

@@ -43,6 +43,15 @@ def test_facts_stand_in_the_message_and_are_kept():
     assert str(TrioP2PError("it broke")) == "it broke"
 
 
+@pytest.mark.parametrize(
+    "fact", ["x" * 10**6, "\x00" * 10**6, b"x" * 10**6, list(range(10**5)), [["x" * 10**5] * 50]]
+)
+def test_long_facts_are_shortened_in_the_message_only(fact):
+    error = TrioP2PError("it broke", fact=fact)
+    assert len(str(error)) < 10_000
+    assert error.facts == {"fact": fact}
+
+
 def test_a_missing_document_reads_well_although_it_is_a_key_error():
     error = DocumentNotFoundError("no such document", document_id="a")
     assert isinstance(error, KeyError)

@@ -656,6 +656,32 @@ async def test_replies_that_a_peer_does_not_take_are_held_for_it(monkeypatch):
         assert "hold too much" in side.ended.message
 
 
+@pytest.mark.parametrize("asks", [False, True])
+async def test_the_smallest_messages_that_a_peer_does_not_take_are_held_for_it_too(
+    monkeypatch, asks
+):
+    """Of a reply without a byte in it, or what is told to a peer without an answer."""
+    monkeypatch.setattr(limits, "CONNECTION_BYTES_MAX", 100 * limits.OUTGOING_BYTES)
+    monkeypatch.setattr(limits, "TRANSPORT_WRITE_BYTES", 1)
+    async with open_attack() as (side, hostile):
+
+        def answer(number, message):
+            if asks:
+                side.peer.send(asking(no_reply=True))
+            else:
+                side.peer.reply(number, Message({}))
+
+        side.answer = answer
+        for _ in range(90):
+            await hostile.ask(asking(no_reply=asks))
+        await wait_all_tasks_blocked()
+        assert side.ended is None
+        for _ in range(30):
+            await hostile.ask(asking(no_reply=asks))
+        await wait_all_tasks_blocked()
+        assert "hold too much" in side.ended.message
+
+
 async def test_messages_that_are_begun_and_not_finished_are_held_for_the_peer(monkeypatch):
     monkeypatch.setattr(limits, "CONNECTION_BYTES_MAX", len(LARGE))
     async with open_attack() as (side, hostile):

@@ -20,10 +20,13 @@ from trio_p2p.blip.compress import Deflater, Inflater
 from trio_p2p.blip.message import Message
 from trio_p2p.blip.outbox import Outbox, Outgoing
 from trio_p2p.errors import LocalProtocolError, RemoteProtocolError
+from trio_p2p.hearsay import repeatable
 
 ERROR_DOMAIN: Final = "Error-Domain"
 ERROR_CODE: Final = "Error-Code"
 ERROR_DOMAIN_DEFAULT: Final = "BLIP"
+# Of one character.
+UTF8_BYTES_MAX: Final = 4
 
 _DECIMAL: Final = re.compile(r"-?[0-9]{1,10}", re.ASCII)
 
@@ -132,7 +135,7 @@ class Connection:
     @property
     def held_bytes(self) -> int:
         """How many bytes of messages are held that the peer has not finished or not taken yet."""
-        return self._incomplete_bytes + self._outbox.unsent_reply_bytes
+        return self._incomplete_bytes + self._outbox.unbounded_bytes
 
     @property
     def has_incomplete(self) -> bool:
@@ -400,6 +403,7 @@ def _error(number: int, properties: dict[str, str], body: bytes) -> ErrorReceive
     code = properties.get(ERROR_CODE, "")
     if not _DECIMAL.fullmatch(code):
         raise RemoteProtocolError("an error without a numeric code", number=number, code=code)
-    domain = properties.get(ERROR_DOMAIN, ERROR_DOMAIN_DEFAULT)
+    domain = repeatable(properties.get(ERROR_DOMAIN, ERROR_DOMAIN_DEFAULT))
     # The text is for people to read: better mangled than the end of the connection.
-    return ErrorReceived(number, domain, int(code), body.decode(errors="replace"))
+    text = body[: UTF8_BYTES_MAX * limits.HEARSAY_CHARACTERS_MAX].decode(errors="replace")
+    return ErrorReceived(number, domain, int(code), repeatable(text))

@@ -13,7 +13,14 @@ from typing import Final
 
 from trio_p2p import limits
 from trio_p2p.blip.compress import DEFLATE_OVERHEAD_BYTES
-from trio_p2p.blip.frames import CHECKSUM_BYTES, HEADER_BYTES_MAX, REQUEST, TYPE_MASK, URGENT
+from trio_p2p.blip.frames import (
+    CHECKSUM_BYTES,
+    HEADER_BYTES_MAX,
+    NO_REPLY,
+    REQUEST,
+    TYPE_MASK,
+    URGENT,
+)
 
 FRAME_OVERHEAD_BYTES: Final = HEADER_BYTES_MAX + CHECKSUM_BYTES + DEFLATE_OVERHEAD_BYTES
 
@@ -43,6 +50,11 @@ class Outgoing:
         return self.flags & TYPE_MASK != REQUEST, self.number
 
     @property
+    def is_unbounded(self) -> bool:
+        """Whether there may be any number of messages like this one, waiting to be sent."""
+        return self.flags & TYPE_MASK != REQUEST or bool(self.flags & NO_REPLY)
+
+    @property
     def unsent_bytes(self) -> int:
         """How much of it is there and not framed yet."""
         return len(self.data) - self.offset
@@ -56,12 +68,13 @@ class Outgoing:
 class Outbox:
     """The queue of outgoing messages; `unsent_bytes` of them are not framed yet.
 
-    `unsent_reply_bytes` of these are of replies, which the peer asked for.
+    `unbounded_bytes` is what those messages take that no window of ours bounds: replies, of which
+    the peer asks for as many as it likes, and requests that want no answer.
     """
 
     def __init__(self) -> None:
         self.unsent_bytes = 0
-        self.unsent_reply_bytes = 0
+        self.unbounded_bytes = 0
         self._queue: deque[Outgoing] = deque()
         self._begun: dict[tuple[bool, int], Outgoing] = {}
 
@@ -73,6 +86,8 @@ class Outbox:
     def add(self, message: Outgoing) -> None:
         """Queue a new message."""
         self._count(message, len(message.data))
+        if message.is_unbounded:
+            self.unbounded_bytes += limits.OUTGOING_BYTES
         self._enqueue(message)
 
     def take(self) -> tuple[Outgoing, bytes | memoryview] | None:
@@ -96,6 +111,8 @@ class Outbox:
         message.begun = True
         if message.whole and not message.unsent_bytes:
             self._begun.pop(message.key, None)
+            if message.is_unbounded:
+                self.unbounded_bytes -= limits.OUTGOING_BYTES
             return
         self._begun[message.key] = message
         self._queue_again(message)
@@ -125,14 +142,14 @@ class Outbox:
 
     def clear(self) -> None:
         """Forget every message."""
-        self.unsent_bytes = self.unsent_reply_bytes = 0
+        self.unsent_bytes = self.unbounded_bytes = 0
         self._queue.clear()
         self._begun.clear()
 
     def _count(self, message: Outgoing, size: int) -> None:
         self.unsent_bytes += size
-        if message.flags & TYPE_MASK != REQUEST:
-            self.unsent_reply_bytes += size
+        if message.is_unbounded:
+            self.unbounded_bytes += size
 
     def _queue_again(self, message: Outgoing) -> None:
         """Queue a message that was begun, unless there is none of it or its window is full."""

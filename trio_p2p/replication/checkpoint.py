@@ -50,7 +50,10 @@ class Checkpoint:
         """Read a body. Whatever cannot be understood counts as nothing done."""
         try:
             body = orjson.loads(text)
-            local = SequenceSet.from_pairs(body.get("localCompleted", ()))
+            # No more of them than we write ourselves: a peer may list them in an order that makes
+            # each one cost more than the one before.
+            pairs = list(body.get("localCompleted", ()))[: 2 * limits.CHECKPOINT_RANGES_MAX]
+            local = SequenceSet.from_pairs(pairs)
             low_water = body.get("local", 0)
             if type(low_water) is int and 0 < low_water < _SEQUENCE_END:
                 local.add_range(0, low_water + 1)

@@ -57,6 +57,12 @@ class Feeder:
         self.running = True
 
     @property
+    def held_bytes(self) -> int:
+        """How many bytes the documents take that it is restricted to."""
+        names = self._document_ids or ()
+        return sum(map(len, names)) + len(names) * limits.SUBSCRIBED_DOCUMENT_BYTES
+
+    @property
     def busy(self) -> bool:
         """Whether offers or revisions are on their way."""
         return bool(self._offering or self._sender.unanswered)

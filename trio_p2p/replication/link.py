@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
+from trio_p2p import limits
 from trio_p2p.replication.journal import Journal
 from trio_p2p.replication.profile import Profile
 from trio_p2p.store.database import Collection
@@ -33,6 +34,25 @@ class Pulse:
             await self._changed.wait()
 
 
+@dataclass(slots=True)
+class Window:
+    """Revisions sent on one connection and not answered yet, of all collections together.
+
+    A peer may subscribe to as many collections as there are, and then read nothing.
+    """
+
+    revisions: int = 0
+    body_bytes: int = 0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more may be sent."""
+        return (
+            self.revisions < limits.REVISIONS_UNANSWERED_MAX
+            and self.body_bytes < limits.REVISION_BYTES_UNANSWERED_MAX
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Link:
     """One collection of one session."""
@@ -43,6 +63,7 @@ class Link:
     profile: Profile
     journal: Journal
     pulse: Pulse
+    window: Window = field(default_factory=Window)
 
     @property
     def engine(self) -> Engine:

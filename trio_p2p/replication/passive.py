@@ -21,7 +21,7 @@ from trio_p2p.replication.failure import replication_error
 from trio_p2p.replication.feeder import Feeder
 from trio_p2p.replication.inserter import Inserter, Insertion
 from trio_p2p.replication.journal import Journal
-from trio_p2p.replication.link import Link, Pulse
+from trio_p2p.replication.link import Link, Pulse, Window
 from trio_p2p.replication.messages import (
     Accepted,
     CheckpointSaved,
@@ -87,19 +87,23 @@ class PassiveSession:
         journal: Journal,
         budget: Budget | None = None,
         *,
+        on_asked: Callable[[], None] = lambda: None,
         read_only: bool = False,
         deltas: bool = False,
     ) -> None:
         """`budget` is what the peers of all sessions together may make us hold.
 
-        `deltas` enables them, if the peer does so too.
+        `on_asked` is called when the peer asks for something for the first time. `deltas` enables
+        them, if the peer does so too.
         """
+        self._on_asked = on_asked
         self._read_only = read_only
         self._transport = transport
         self._collections = {collection.full_name: collection for collection in collections}
         self._engine = collections[0].database.engine
         self._journal = journal
         self._pulse = Pulse()
+        self._window = Window()
         self._peer = Peer(transport, budget=budget)
         self._profile = CouchbaseProfile(self._peer, self._handle, active=False, deltas=deltas)
         self._blob_server = BlobServer(self._engine, self._profile, journal)
@@ -147,7 +151,9 @@ class PassiveSession:
             await self._transport.aclose(CLOSE_TRANSIENT, "nothing was asked for")
 
     def _handle(self, request: Request, respond: Respond) -> None:
-        self._asked.set()
+        if not self._asked.is_set():
+            self._asked.set()
+            self._on_asked()
         if isinstance(request, GetCollections):
             self._open(request, respond)
             return
@@ -182,6 +188,7 @@ class PassiveSession:
                 self._start(self._blob_server.prove, request, respond)
             case NoRevision(document_id=document_id):
                 part.revivals.discard(document_id)
+                respond(Accepted())
 
     # --- Opening and checkpoints -----------------------------------------------------------------
 
@@ -218,7 +225,8 @@ class PassiveSession:
         return True
 
     def _add_part(self, collection: Collection) -> None:
-        link = Link(collection, len(self._parts), self._profile, self._journal, self._pulse)
+        index = len(self._parts)
+        link = Link(collection, index, self._profile, self._journal, self._pulse, self._window)
         part = _Part(link, Inserter(link))
         self._parts.append(part)
         self._start(part.inserter.run)
@@ -267,7 +275,14 @@ class PassiveSession:
             part.fetch = feeder
         else:
             part.feeder = feeder
-        self._start(feeder.run)
+        self._start(self._feed, feeder)
+
+    async def _feed(self, feeder: Feeder) -> None:
+        self._peer.hold(feeder, feeder.held_bytes)
+        try:
+            await feeder.run()
+        finally:
+            self._peer.release(feeder)
 
     # --- Being pushed to -------------------------------------------------------------------------
 

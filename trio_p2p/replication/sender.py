@@ -60,27 +60,21 @@ class Sender:
     def __init__(self, link: Link, *, may_replace: bool = True) -> None:
         self._link = link
         self._may_replace = may_replace
+        self._window = link.window
         self._unanswered = 0
-        self._unanswered_bytes = 0
 
     @property
     def unanswered(self) -> int:
-        """Revisions sent and not yet answered."""
+        """Revisions of this collection sent and not yet answered."""
         return self._unanswered
 
     async def send(self, promises: Sequence[Promise], on_settled: OnSettled) -> None:
         """Send revisions as the window allows. Cancelling: those already sent stay sent."""
         waiting = deque(promises)
         while waiting:
-            await self._link.pulse.until(self._has_room)
+            await self._link.pulse.until(lambda: self._window.has_room)
             await self._send_slice(self._read_slice(waiting, on_settled), on_settled)
             await trio.lowlevel.checkpoint()
-
-    def _has_room(self) -> bool:
-        return (
-            self._unanswered < limits.REVISIONS_UNANSWERED_MAX
-            and self._unanswered_bytes < limits.REVISION_BYTES_UNANSWERED_MAX
-        )
 
     def _read_slice(self, waiting: deque[Promise], on_settled: OnSettled) -> list[_Outgoing]:
         """Take the next promises, and read what they are about; less of them if that is much."""
@@ -89,7 +83,7 @@ class Sender:
             while (
                 waiting
                 and len(outgoing) < _SLICE
-                and self._unanswered_bytes < limits.REVISION_BYTES_UNANSWERED_MAX
+                and self._window.body_bytes < limits.REVISION_BYTES_UNANSWERED_MAX
             ):
                 promise = waiting.popleft()
                 sent = self._read(txn, promise)
@@ -98,7 +92,8 @@ class Sender:
                     on_settled(promise, None, RevisionOutcome(404))
                     continue
                 self._unanswered += 1
-                self._unanswered_bytes += len(sent.revision.body)
+                self._window.revisions += 1
+                self._window.body_bytes += len(sent.revision.body)
                 base = deltas.find_base(txn, self._link, sent, promise.held)
                 outgoing.append(_Outgoing(promise, sent, base))
         return outgoing
@@ -114,7 +109,8 @@ class Sender:
                 if not outcome.failed:
                     self._link.journal.delta_sent(sent.delta.bytes_saved)
             self._unanswered -= 1
-            self._unanswered_bytes -= len(sent.revision.body)
+            self._window.revisions -= 1
+            self._window.body_bytes -= len(sent.revision.body)
             on_settled(by_sequence[sent.sequence], sent, outcome)
             # Waking the session for every answer would cost more than the answers do.
             if self._unanswered % _SLICE == 0:

@@ -26,8 +26,9 @@ from trio_p2p.replication.failure import replication_error
 from trio_p2p.replication.filters import Filter, ReplicationFilter
 from trio_p2p.replication.journal import Journal
 from trio_p2p.replication.knowledge import NoKnowledge, RemoteKnowledge
-from trio_p2p.replication.link import Link, Pulse
+from trio_p2p.replication.link import Link, Pulse, Window
 from trio_p2p.replication.messages import (
+    Accepted,
     CollectionsReply,
     GetAttachment,
     GetCollections,
@@ -178,6 +179,7 @@ class ActiveSession:
         self._now_s = now_s
         self._engine = plan.collections[0].collection.database.engine
         self._pulse = Pulse()
+        self._window = Window()
         self._peer = Peer(transport, compression=plan.compression)
         self._profile = CouchbaseProfile(
             self._peer,
@@ -483,7 +485,7 @@ class ActiveSession:
         client: str,
         held: HeldCheckpoint,
     ) -> _Part:
-        link = Link(plan.collection, index, self._profile, self._journal, self._pulse)
+        link = Link(plan.collection, index, self._profile, self._journal, self._pulse, self._window)
         number = plan.collection.number
         knowledge = NoKnowledge() if remote is None else RemoteKnowledge(remote, number)
         checkpointer = Checkpointer(link, client, held, knowledge, now_s=self._now_s)
@@ -536,6 +538,7 @@ class ActiveSession:
                 puller.arrived(request, respond)
             case NoRevision():
                 puller.withheld(request)
+                respond(Accepted())
 
     def _start(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
         assert self._services is not None

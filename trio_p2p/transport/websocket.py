@@ -40,6 +40,7 @@ from trio_p2p.errors import (
     PeerUnreachableError,
     RemoteProtocolError,
 )
+from trio_p2p.hearsay import repeatable
 from trio_p2p.transport.base import (
     CLOSE_ABNORMAL,
     CLOSE_NORMAL,
@@ -51,7 +52,7 @@ from trio_p2p.transport.wire import Frames, Wire
 HTTP_UNAUTHORIZED = 401
 HTTP_UPGRADE_REQUIRED = 426
 HTTP_HEADERS_TOO_LARGE = 431
-# An explanation longer than this is cut: it goes into an exception and a log line.
+# An explanation longer than this is cut.
 REASON_CHARACTERS_MAX = 200
 
 # What the libraries below raise when a peer does not speak HTTP or WebSocket. UnicodeError: wsproto
@@ -94,6 +95,21 @@ _NO_UPGRADE = Refuse(
 )
 
 
+# What trio-websocket calls for frames of which one read may bring tens of thousands, all of them
+# handled without a look at other tasks: pongs, which nobody asked for, and pieces of messages.
+_EVER_SO_MANY = ("_handle_pong_event", "_handle_message_event")
+
+
+def _in_turn(handle: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
+    """The same, after all other tasks have had their turn."""
+
+    async def handle_in_turn(event: Any) -> None:
+        await trio.lowlevel.checkpoint()
+        await handle(event)
+
+    return handle_in_turn
+
+
 class _Link:
     """Runs trio-websocket's reader on a stream, in place of the nursery it asks for."""
 
@@ -115,6 +131,8 @@ class _Link:
         kind = ConnectionType.CLIENT if connection.is_client else ConnectionType.SERVER
         assert type(connection._wsproto) is WSConnection
         connection._wsproto = self.frames = Frames(kind, self.wire)
+        for name in _EVER_SO_MANY:
+            setattr(connection, name, _in_turn(getattr(connection, name)))
         self._nursery.start_soon(self._run, reader)
 
     async def _run(self, reader: Callable[[], Awaitable[None]]) -> None:
@@ -383,7 +401,7 @@ def _rejection_reason(rejected: ConnectionRejected) -> str:
         except orjson.JSONDecodeError:
             answer = None
         reason = answer.get("reason") if isinstance(answer, dict) else None
-    return reason.strip()[:REASON_CHARACTERS_MAX] if isinstance(reason, str) else ""
+    return repeatable(reason.strip(), REASON_CHARACTERS_MAX) if isinstance(reason, str) else ""
 
 
 async def _consider(

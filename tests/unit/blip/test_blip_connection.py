@@ -170,6 +170,18 @@ def test_error_replies_of_others_are_understood(properties, domain, code):
     assert connection.receive_frame(frame) == [ErrorReceived(1, domain, code, "\ufffdoops")]
 
 
+def test_of_an_error_as_much_is_told_as_people_read():
+    connection = Connection()
+    connection.send_request(Message({}))
+    assert connection.next_frame()
+    properties = {"Error-Code": "500", "Error-Domain": "\x1b[2J" + "x" * 50_000}
+    frame = HandMadePeer().message(1, frames.ERROR, Message(properties, b"no\n" * 50_000))
+    [error] = connection.receive_frame(frame)
+    assert len(error.text) == len(error.domain) == limits.HEARSAY_CHARACTERS_MAX
+    assert error.text.isprintable()
+    assert error.domain.isprintable()
+
+
 @pytest.mark.parametrize("code", ["", "x", "4 4", "1_0", "+1", "٣", "9" * 11])
 def test_an_error_reply_without_a_numeric_code_is_refused(code):
     connection = Connection()

@@ -1,6 +1,7 @@
 """Checkpoints: their JSON, what two copies agree on, their names, and the peer's sequences."""
 
 import itertools
+import time
 from unittest import mock
 from uuid import UUID
 
@@ -103,6 +104,16 @@ def test_of_very_many_ranges_the_last_ones_are_left_out(monkeypatch):
     done = SequenceSet([(0, 3), (5, 8), (10, 11), (20, 30)])
     written = Checkpoint.from_json(Checkpoint(done, "7").to_json(0))
     assert written == Checkpoint(SequenceSet([(0, 3), (5, 8)]), "7")
+
+
+def test_ranges_in_an_order_that_makes_them_costly_keep_nobody_waiting():
+    """Each is put before all others: what a megabyte lists of them would take many seconds."""
+    pairs = [number for start in range(10**5, 0, -1) for number in (2 * start, 1)]
+    began = time.process_time()
+    read = Checkpoint.from_json(orjson.dumps({"localCompleted": pairs, "remote": 7}))
+    assert time.process_time() - began < 2
+    assert len(read.local.ranges()) == 1 + limits.CHECKPOINT_RANGES_MAX
+    assert read.remote == "7"
 
 
 def test_a_checkpoint_of_as_many_ranges_as_may_be_is_taken_by_a_listener():

@@ -134,7 +134,7 @@ class DeadEnd:
         self.held = {}
 
     def hold(self, number, size):
-        self.held[number] = size
+        self.held[number] = self.held.get(number, 0) + size
 
     def release(self, number):
         self.held.pop(number, None)
@@ -787,6 +787,41 @@ def test_what_a_request_holds_until_it_is_answered_is_counted_for_its_peer():
     ):
         reading.profile.on_request(number, asked)
         assert reading.peer.held[number] == limits.TASK_BYTES
+
+
+@pytest.mark.parametrize(
+    ("asked", "more"),
+    [
+        (message("proposeChanges", b"[]" + b" " * 1000), 0),
+        (message("proposeChanges", orjson.dumps([["doc", str(V1)]])), limits.ROW_BYTES),
+        (message("setCheckpoint", b"{}" + b" " * 1000, client="cp"), limits.TASK_BYTES),
+        (message("subChanges", b"{}" + b" " * 1000), 0),
+    ],
+)
+def test_what_wants_no_reply_is_counted_with_its_body_until_it_is_dealt_with(asked, more):
+    """Else nothing would keep a peer from having us hold any number of them."""
+    reading = Reading()
+    answers = []
+    reading.profile._handler = lambda request, respond: answers.append(respond)
+    reading.profile.on_request(1, replace(asked, no_reply=True))
+    assert reading.peer.held == {1: len(asked.body) + limits.REQUEST_BYTES + more}
+    answers[0](Accepted())
+    assert reading.peer.held == {}
+    assert reading.peer.replies == []
+
+
+@pytest.mark.parametrize("profile", ["getAttachment", "proveAttachment"])
+def test_who_asks_for_a_blob_and_wants_no_reply_gets_none(profile):
+    reading = Reading()
+    asked = message(profile, b"nonce", digest=format_digest(bytes(20)))
+    reading.profile.on_request(1, replace(asked, no_reply=True))
+    assert (reading.requests, reading.peer.held) == ([], {})
+
+
+def test_what_no_document_can_be_called_is_left_out_of_a_subscription():
+    names = ["a", "x" * limits.DOCUMENT_ID_BYTES_MAX, "x" * (limits.DOCUMENT_ID_BYTES_MAX + 1)]
+    asked = message("subChanges", orjson.dumps({"docIDs": names}))
+    assert read(asked).document_ids == tuple(names[:2])
 
 
 def test_collections_and_checkpoints_are_as_many_and_as_long_as_they_may_be():

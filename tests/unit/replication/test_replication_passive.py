@@ -40,6 +40,7 @@ class Client:
         self.heard = []
         self.wants_all = False
         self.answers = True
+        self.takes_revisions = True
 
     async def run(self):
         with suppress(ConnectionLostError):
@@ -48,6 +49,8 @@ class Client:
     def _on_request(self, number, message):
         self.heard.append(message)
         if message.no_reply or not self.answers:
+            return
+        if message.properties["Profile"] == "rev" and not self.takes_revisions:
             return
         wanted = message.properties["Profile"] == "changes" and self.wants_all
         answers = [[]] * len(json.loads(message.body)) if wanted else []
@@ -645,6 +648,39 @@ async def test_a_client_that_has_asked_may_be_silent(tmp_path, autojump_clock):
         await trio.sleep(10 * limits.FIRST_REQUEST_TIMEOUT_S)
         assert not server.ended
         nursery.cancel_scope.cancel()
+
+
+async def test_documents_that_a_subscription_is_restricted_to_are_held_while_it_runs(
+    client, server, notes
+):
+    await client.open()
+    names = [f"document {number}" for number in range(100)]
+    peer = server.session._peer
+    await client.ask("subChanges", {"docIDs": names}, continuous="true")
+    await wait_all_tasks_blocked()
+    held_bytes = peer.held_bytes
+    assert held_bytes > 100 * limits.SUBSCRIBED_DOCUMENT_BYTES
+    # This one has nothing to offer, and ends.
+    await client.ask("subChanges", {"docIDs": names})
+    await wait_all_tasks_blocked()
+    assert peer.held_bytes == held_bytes
+
+
+async def test_all_collections_of_a_connection_share_one_window(client, database, monkeypatch):
+    """A peer that wants everything and takes nothing gets no more for asking in many places."""
+    monkeypatch.setattr(limits, "REVISIONS_UNANSWERED_MAX", 10)
+    client.wants_all, client.takes_revisions = True, False
+    names = ["_default", "shop.sales"]
+    for name in names:
+        collection = database.collection(name)
+        for number in range(50):
+            await collection.put(f"in {name} {number}", {"n": number})
+    await client.open(*names)
+    for index in range(2):
+        await client.ask("subChanges", collection=index)
+    await wait_all_tasks_blocked()
+    # A slice is read at once, where there is room for any.
+    assert len(client.revisions()) == 50
 
 
 async def test_all_clients_together_hold_what_they_may(tmp_path):

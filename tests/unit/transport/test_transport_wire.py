@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import memory_stream_pair
 from wsproto import ConnectionType, WSConnection
-from wsproto.events import BytesMessage, Request
+from wsproto.events import BytesMessage, Pong, Request
 
 from trio_p2p import limits
 from trio_p2p.errors import ConnectionLostError
@@ -91,6 +91,33 @@ async def test_a_message_in_endless_pieces_ends_the_connection(data):
         with pytest.raises(ConnectionLostError) as info:
             await transport.receive()
         assert info.value.code == 1006
+
+
+@pytest.mark.parametrize("kind", ["pongs", "pieces"])
+async def test_others_have_their_turns_among_frames_that_nobody_waits_for(kind):
+    """One read may bring tens of thousands of them."""
+    turns = 0
+
+    async def count_turns():
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    count = limits.MESSAGE_PIECES_MAX // 2
+    async with served() as (transport, stream, protocol), trio.open_nursery() as nursery:
+        nursery.start_soon(count_turns)
+        piece = protocol.send(BytesMessage(data=b"", message_finished=False))
+        message = protocol.send(BytesMessage(data=b"x"))
+        if kind == "pongs":
+            data = protocol.send(Pong()) * count + b"\x82" + message[1:]
+        else:
+            data = piece + (b"\x00" + piece[1:]) * (count - 1) + message
+        await stream.send_all(data)
+        before = turns
+        assert await transport.receive() == b"x"
+        assert turns - before >= count
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_message_in_many_pieces_is_whole():

@@ -23,6 +23,7 @@ from trio_p2p.errors import (
     RemoteProtocolError,
     TrioP2PError,
 )
+from trio_p2p.hearsay import repeatable
 from trio_p2p.ids import DocumentID
 from trio_p2p.model.blob import format_digest
 from trio_p2p.model.codec import body_to_json
@@ -49,7 +50,6 @@ from trio_p2p.replication.messages import (
     Request,
     RevisionOutcome,
     RevisionsReply,
-    SendRevisions,
     SentRevision,
     SetCheckpoint,
     SubscribeChanges,
@@ -319,6 +319,8 @@ class CouchbaseProfile:
         self.note_abilities(properties)
         if isinstance(request, GetCheckpoint) and "collection" not in properties:
             self.names_collections = False
+        if message.no_reply and isinstance(request, (GetAttachment, ProveAttachment)):
+            return  # There is nothing else to do than to answer.
         if isinstance(request, GetAttachment):
             request = replace(request, answer_to=number)
         if isinstance(request, OfferChanges):
@@ -327,7 +329,8 @@ class CouchbaseProfile:
             self._peer.hold(number, len(request.proposals) * limits.ROW_BYTES)
         elif isinstance(request, (GetAttachment, ProveAttachment, SetCheckpoint)):
             self._peer.hold(number, limits.TASK_BYTES)
-        elif isinstance(request, SendRevisions) and message.no_reply:
+        if message.no_reply:
+            # What wants a reply is counted as it comes, by the peer.
             self._peer.hold(number, len(message.body) + limits.REQUEST_BYTES)
         self._handler(request, lambda reply: self._respond(number, message, reply))
 
@@ -348,7 +351,7 @@ class CouchbaseProfile:
         collection = values.number(properties, "collection", "0")
         if not sequence or collection is None:
             return
-        name = DocumentID(properties.get("id", ""))
+        name = DocumentID(repeatable(properties.get("id", "")))
         message = NoRevision(collection, name, None, sequence, status, reason)
         self._handler(message, lambda _: None)
 

@@ -10,6 +10,7 @@ import orjson
 from trio_p2p import limits
 from trio_p2p.blip import Message
 from trio_p2p.errors import RemoteProtocolError
+from trio_p2p.hearsay import repeatable
 from trio_p2p.model.document import EMPTY_BODY
 from trio_p2p.replication.messages import (
     Delta,
@@ -72,6 +73,9 @@ def _read_subscribe(collection: int, message: Message) -> Request:
             raise RemoteProtocolError("docIDs is a list of texts")
         if document_ids is not None and len(document_ids) > limits.SUBSCRIBED_DOCUMENTS_MAX:
             raise RemoteProtocolError("too many docIDs", count=len(document_ids))
+    if document_ids is not None:
+        # What is longer is no document's ID, and would only be kept.
+        document_ids = [name for name in document_ids if len(name) <= limits.DOCUMENT_ID_BYTES_MAX]
     return SubscribeChanges(
         collection,
         properties.get("since"),
@@ -143,7 +147,7 @@ def _read_no_revision(collection: int, message: Message) -> Request:
         revision_id(properties.get("rev")),
         values.sequence_of(properties),
         values.number(properties, "error") or 404,
-        properties.get("reason", ""),
+        repeatable(properties.get("reason", "")),
     )
 
 
