@@ -262,7 +262,7 @@ class URLEndpointListener:
         if isinstance(stream, trio.abc.Stream):
             serve = partial(self._serve_stream, stream, None)
         elif self.configuration.authenticator is None:
-            serve = partial(self._serve_guest, Guest(stream, None, None))
+            serve = partial(self._serve_guest, Guest(stream))
         else:
             raise ConfigurationError("on a message transport nobody can be authenticated")
         try:
@@ -309,6 +309,7 @@ class URLEndpointListener:
             configuration.collections,
             self._journal,
             self._budget,
+            on_asked=guest.settle,
             deltas=configuration.enable_delta_sync and configuration.database.delta_sync,
             read_only=configuration.read_only,
         )

@@ -66,11 +66,12 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """A peer that was let in."""
+    """A peer that was let in. `settle` is to be called once it has asked for something."""
 
     transport: MessageTransport
-    user: str | None
-    certificate: x509.Certificate | None
+    user: str | None = None
+    certificate: x509.Certificate | None = None
+    settle: Callable[[], None] = lambda: None
 
 
 class Entrance:
@@ -119,7 +120,8 @@ class Entrance:
                 stream, decide, heartbeat_s=self._rules.heartbeat_s
             ) as transport:
                 is_in = True
-                yield Guest(transport, admitted.user, certificates[0] if certificates else None)
+                certificate = certificates[0] if certificates else None
+                yield Guest(transport, admitted.user, certificate, place.settle)
         if not is_in:
             raise ConnectionLostError("the connection gave way to others")
 

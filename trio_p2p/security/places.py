@@ -5,9 +5,11 @@ are all taken the newcomer gets one all the same, and of the address that has mo
 gives way that has waited longest. So connections that say nothing never use up the places of peers
 that do, not even of those behind the same address.
 
-Who is let in takes a seat, and keeps it as a rule. When all are taken, a newcomer whose address has
-fewer than another by two gets a seat of that other one: an address may have them all as long as
-nobody else wants one, and no two of them end up further apart than they must.
+Who is let in takes a seat. It settles there by asking for something; when all seats are taken, of
+those that have not yet done so gives way who came in first. Who has settled keeps its seat as a
+rule: but a newcomer whose address has fewer than another by two gets a seat of that other one. So
+an address may have them all as long as nobody else wants one, and no two of them end up further
+apart than they must.
 """
 
 from __future__ import annotations
@@ -33,6 +35,10 @@ class Place:
     def take_seat(self) -> bool:
         """The peer is let in, if there is a seat for it; tells whether there was."""
         return self._places.seat(self)
+
+    def settle(self) -> None:
+        """The peer, which has a seat, does what it came for."""
+        self._places.settle(self)
 
     def give_way(self) -> None:
         """Make room for another connection: what runs in the scope is cancelled."""
@@ -78,7 +84,8 @@ class Places:
         self._seats_max = seats_max
         self._waiting_max = waiting_max
         self._waiting = _Row()
-        self._seated = _Row()
+        self._unsettled = _Row()
+        self._settled = _Row()
         self.gave_way = 0
         """How many connections gave way to others."""
 
@@ -90,7 +97,7 @@ class Places:
     @property
     def seated(self) -> int:
         """How many are in."""
-        return self._seated.size
+        return self._unsettled.size + self._settled.size
 
     @contextmanager
     def open_place(self, address: str) -> Iterator[Place]:
@@ -107,22 +114,40 @@ class Places:
 
     def make_room(self) -> bool:
         """Let one that waits give way; tells whether there was one."""
-        if not self._waiting.size:
-            return False
-        self._remove(next(iter(self._waiting.most_crowded())))
-        return True
+        return self._remove_oldest(self._waiting)
 
     def seat(self, place: Place) -> bool:
         """See `Place.take_seat`."""
         if place not in self._waiting:
             return False
-        if self._seated.size >= self._seats_max:
-            crowd = self._seated.most_crowded()
-            if self._seated.count(place.address) + 1 >= len(crowd):
-                return False
-            self._remove(next(reversed(crowd)))
+        if self.seated >= self._seats_max and not self._free_seat(place.address):
+            return False
         self._waiting.discard(place)
-        self._seated.add(place)
+        self._unsettled.add(place)
+        return True
+
+    def settle(self, place: Place) -> None:
+        """See `Place.settle`."""
+        if place in self._unsettled:
+            self._unsettled.discard(place)
+            self._settled.add(place)
+
+    def _free_seat(self, address: str) -> bool:
+        """Let one that is seated give way to a newcomer, if there is one that has to."""
+        if self._remove_oldest(self._unsettled):
+            return True
+        crowd = self._settled.most_crowded()
+        if self._settled.count(address) + 1 >= len(crowd):
+            return False
+        # The latest to come had least time to do anything.
+        self._remove(next(reversed(crowd)))
+        return True
+
+    def _remove_oldest(self, row: _Row) -> bool:
+        """Of the address that has most, the place that is there longest; False if there is none."""
+        if not row.size:
+            return False
+        self._remove(next(iter(row.most_crowded())))
         return True
 
     def _remove(self, place: Place) -> None:
@@ -131,8 +156,8 @@ class Places:
         place.give_way()
 
     def _discard(self, place: Place) -> None:
-        self._waiting.discard(place)
-        self._seated.discard(place)
+        for row in (self._waiting, self._unsettled, self._settled):
+            row.discard(place)
 
 
 def address_of(peer_address: str) -> str:

@@ -208,7 +208,8 @@ async def test_a_missing_password_is_no_failed_attempt(autojump_clock):
 
 async def test_one_too_many_is_told_to_come_back():
     door = entrance(connections_max=1)
-    async with entering(door):
+    async with entering(door) as (guest, _):
+        guest.settle()
         error = await refusal_of(door)
         assert (error.status, error.retryable) == (503, True)
         assert door.places.seated == 1
@@ -218,12 +219,28 @@ async def test_one_too_many_is_told_to_come_back():
 
 async def test_who_gives_way_loses_its_connection(autojump_clock):
     door = entrance(connections_max=2)
-    async with entering(door), entering(door) as (_, client):
+    async with entering(door) as (first, _), entering(door) as (second, client):
+        first.settle()
+        second.settle()
         async with entering(door, address="198.51.100.1:1"):
             with pytest.raises(ConnectionLostError) as info:
                 await client.receive()
             assert info.value.retryable
         assert door.places.gave_way == 1
+
+
+async def test_who_was_let_in_and_asks_for_nothing_gives_way_when_seats_are_short(autojump_clock):
+    door = entrance(connections_max=2)
+    async with entering(door) as (_, silent), entering(door) as (asking, client):
+        asking.settle()
+        async with entering(door) as (newcomer, _):
+            newcomer.settle()
+            with pytest.raises(ConnectionLostError):
+                await silent.receive()
+            assert (await refusal_of(door)).status == 503
+            with trio.move_on_after(1) as waiting:
+                await client.receive()
+            assert waiting.cancelled_caught
 
 
 @pytest.mark.parametrize("tls", [False, True])

@@ -9,6 +9,13 @@ from hypothesis import strategies as st
 from trio_p2p.security.places import Places, address_of
 
 
+def settle(place):
+    """Take a seat, and ask for something."""
+    taken = place.take_seat()
+    place.settle()
+    return taken
+
+
 def make(*, seats_max=3, waiting_max=3):
     return Places(seats_max=seats_max, waiting_max=waiting_max)
 
@@ -47,9 +54,9 @@ async def test_a_full_house_takes_nobody_more_of_the_same_address():
     places = make()
     with ExitStack() as stack:
         for _ in range(3):
-            assert stack.enter_context(places.open_place("a")).take_seat()
+            assert settle(stack.enter_context(places.open_place("a")))
         refused = stack.enter_context(places.open_place("a"))
-        assert not refused.take_seat()
+        assert not settle(refused)
         assert not refused.gave_way
     assert places.seated == 0
 
@@ -58,11 +65,34 @@ async def test_an_address_that_has_most_seats_gives_one_to_another():
     places = make(seats_max=4, waiting_max=4)
     with ExitStack() as stack:
         crowd = [stack.enter_context(places.open_place("crowd")) for _ in range(4)]
-        assert all(place.take_seat() for place in crowd)
+        assert all(settle(place) for place in crowd)
         others = [stack.enter_context(places.open_place("other")) for _ in range(3)]
-        assert [place.take_seat() for place in others] == [True, True, False]
+        assert [settle(place) for place in others] == [True, True, False]
         # The latest to come had least time to do anything.
         assert [place.gave_way for place in crowd] == [False, False, True, True]
+
+
+async def test_who_has_asked_for_nothing_gives_way_when_seats_are_short():
+    """Else who is silent would keep others of its own address out."""
+    places = make(seats_max=4, waiting_max=4)
+    with ExitStack() as stack:
+        seated = [stack.enter_context(places.open_place("a")) for _ in range(4)]
+        assert all(place.take_seat() for place in seated)
+        for place in (seated[0], seated[3]):
+            place.settle()
+        others = [stack.enter_context(places.open_place("a")) for _ in range(3)]
+        assert [settle(place) for place in others] == [True, True, False]
+        assert [place.gave_way for place in seated] == [False, True, True, False]
+        # One that gave way settles nowhere, even if its task has not noticed yet.
+        seated[1].settle()
+        assert places.seated == 4
+
+
+async def test_who_settles_without_a_seat_stays_where_it_is():
+    places = make()
+    with places.open_place("a") as place:
+        place.settle()
+        assert (places.waiting, places.seated) == (1, 0)
 
 
 async def test_what_gives_way_is_cancelled_and_nothing_else():
@@ -72,14 +102,16 @@ async def test_what_gives_way_is_cancelled_and_nothing_else():
         assert not second.scope.cancel_called
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=40))
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 2)), max_size=40))
 async def test_there_are_never_more_than_there_may_be(arrivals):
     places = make(seats_max=4, waiting_max=3)
     with ExitStack() as stack:
-        for address, comes_in in arrivals:
+        for address, steps in arrivals:
             place = stack.enter_context(places.open_place(address))
-            if comes_in:
+            if steps > 0:
                 place.take_seat()
+            if steps > 1:
+                place.settle()
             assert not place.gave_way
             assert places.waiting <= 3
             assert places.seated <= 4
