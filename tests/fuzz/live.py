@@ -86,7 +86,11 @@ async def open_listener(directory: Path) -> AsyncIterator[tuple[trio.Process, in
         assert process.stdout is not None
         told = b""
         while b"\n" not in told:
-            told += await process.stdout.receive_some()
+            received = await process.stdout.receive_some()
+            if not received:
+                errors_text = (directory / "errors").read_text()
+                raise RuntimeError(f"the listener ended before it listened:\n{errors_text}")
+            told += received
         found = re.search(rb":(\d+)/shop", told)
         assert found is not None, told
         yield process, int(found[1])

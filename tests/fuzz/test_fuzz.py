@@ -58,6 +58,13 @@ def test_frames_are_cut_as_they_were_joined() -> None:
     assert targets.pieces(targets.joined(parts)) == parts
 
 
+async def test_a_listener_that_does_not_come_up_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "shop.p2p").write_text("not a directory")
+    with pytest.raises(RuntimeError, match=r"ended before it listened:\s+\S"):
+        async with live.open_listener(tmp_path):
+            pytest.fail("it listens")
+
+
 async def test_a_listener_under_fire_serves_an_honest_peer(tmp_path: Path) -> None:
     score = await live.torment(tmp_path, TORMENT_S, seed=0)
     live.check(score)
