@@ -25,14 +25,15 @@ def audit(monkeypatch):
     script = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(script)
 
-    def run(printed):
+    def run(printed, *arguments, errors="ConnectionError: no network\n", installed=True):
         def answer(command, **options):
             if isinstance(printed, Exception):
                 raise printed
-            return subprocess.CompletedProcess(command, 1, printed, "no network\n")
+            return subprocess.CompletedProcess(command, 1, printed, errors)
 
         monkeypatch.setattr(script.subprocess, "run", answer)
-        return script.main()
+        monkeypatch.setattr(script.importlib.util, "find_spec", lambda name: installed or None)
+        return script.main(arguments)
 
     return run
 
@@ -57,6 +58,23 @@ def test_none_is_fine(audit, capsys):
     "printed",
     ["", "Traceback", "{}", found(UNKNOWN, PIP), subprocess.TimeoutExpired("pip-audit", 300)],
 )
-def test_that_nobody_could_be_asked_is_told_and_no_failure(audit, capsys, printed):
-    assert audit(printed) == 0
-    assert "NOT AUDITED" in capsys.readouterr().out
+@pytest.mark.parametrize("arguments", [(), ("--strict",)])
+def test_that_nobody_could_be_asked_is_told_and_fails_where_an_audit_is_asked_for(
+    audit, capsys, printed, arguments
+):
+    assert audit(printed, *arguments) == len(arguments)
+    assert capsys.readouterr().out.startswith("NOT AUDITED")
+
+
+def test_who_was_not_audited_among_others_is_told(audit, capsys):
+    assert audit(found(SAFE, UNKNOWN)) == 0
+    assert "not audited: cbor2" in capsys.readouterr().out
+    assert audit(found(SAFE, UNKNOWN), "--strict") == 1
+    assert audit(found(SAFE, PIP), "--strict") == 0
+
+
+def test_an_audit_that_cannot_be_made_fails(audit, capsys):
+    assert audit("", errors="Traceback (most recent call last):\nKeyError: 'x'\n") == 1
+    assert "pip-audit failed: KeyError" in capsys.readouterr().out
+    assert audit(found(SAFE), installed=False) == 1
+    assert "not installed" in capsys.readouterr().out
