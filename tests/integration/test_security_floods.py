@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 import trio_p2p
 from trio_p2p import limits
@@ -209,5 +210,6 @@ async def test_an_honest_peer_syncs_within_seconds_among_silent_and_slow_ones_of
                         await trio_p2p.replicate(replication)
                     # Who did not give way is gone after its deadline, however it trickles.
                     await crowd.all_gone.wait()
+                await wait_all_tasks_blocked()
                 assert (places.waiting, places.seated) == (0, 0)
             assert min(took_s) < SYNC_S, took_s
