@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from trio_p2p.model.blob import named_blobs
 from trio_p2p.replication.link import Link
 from trio_p2p.replication.messages import GetAttachment, RevisionOutcome, SentRevision
 from trio_p2p.replication.profile import IncomingAttachment
+from trio_p2p.store import blob_uses
 from trio_p2p.store.blobs import Blob, IncomingBlob
 
 STATUS_TOO_MUCH = 400
@@ -71,6 +73,7 @@ class BlobFetcher:
         named = named_blobs(sent.revision.body)
         engine = self._link.engine
         missing = {sha1 for sha1 in named if not engine.blob_files.has(sha1)}
+        missing |= self._foreign(named.keys() - missing)
         if not missing:
             return False
         # Those that are here are to stay so until the revision names them.
@@ -83,6 +86,17 @@ class BlobFetcher:
             self._waiting[sha1].append(waiting)
         self._link.pulse.notify()
         return True
+
+    def _foreign(self, held: Collection[bytes]) -> set[bytes]:
+        """Of blobs that are here, those that only other collections than the session's name.
+
+        That the peer names one of them does not tell that it has it: it has to prove that, or it
+        could read what it knows no more of than the digest.
+        """
+        if not held:
+            return set()
+        with self._link.engine.read() as txn:
+            return {sha1 for sha1 in held if blob_uses.is_foreign(txn, sha1, self._link.readable)}
 
     async def run(self) -> None:
         """Fetch for ever. Raises ConnectionLostError.
@@ -101,7 +115,12 @@ class BlobFetcher:
     async def _fetch(self, wanted: _Wanted) -> None:
         try:
             async with self._link.engine.blobs.receive(wanted.sha1) as incoming:
-                failure = None if incoming is None else await self._receive(wanted, incoming)
+                if incoming is not None:
+                    failure = await self._receive(wanted, incoming)
+                elif self._foreign([wanted.sha1]):
+                    failure = await self._compare(wanted)
+                else:
+                    failure = None
         except PeerError as exc:
             failure = RevisionOutcome(exc.code, f"no blob: {exc.text}", retryable=True)
         except StoreError as exc:
@@ -131,6 +150,28 @@ class BlobFetcher:
             text = "a blob was damaged on its way"
             return RevisionOutcome(STATUS_DAMAGED, text, retryable=True)
         self._link.journal.blob_received()
+        return None
+
+    async def _compare(self, wanted: _Wanted) -> RevisionOutcome | None:
+        """Receive a blob that is here, and keep nothing. Returns what failed.
+
+        It is sent as one that is missing, so that peers of any kind can prove that they have it.
+        """
+        sha1 = hashlib.sha1(usedforsecurity=False)
+        length = 0
+        request = GetAttachment(self._link.index, wanted.sha1, wanted.document_id)
+        attachment = self._link.profile.get_attachment(request)
+        try:
+            while part := await attachment.receive():
+                length += len(part)
+                if length > _length_max(wanted.properties):
+                    return RevisionOutcome(STATUS_TOO_MUCH, "a blob is larger than announced")
+                sha1.update(part)
+        finally:
+            attachment.abandon()
+        if sha1.digest() != wanted.sha1:
+            text = "a blob was damaged on its way"
+            return RevisionOutcome(STATUS_DAMAGED, text, retryable=True)
         return None
 
     async def _write(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 
 import trio
@@ -21,6 +21,7 @@ from trio_p2p.replication.messages import (
     Respond,
 )
 from trio_p2p.replication.profile import Profile
+from trio_p2p.store import blob_uses
 from trio_p2p.store.blobs import BlobStream
 from trio_p2p.store.engine import Engine
 
@@ -28,9 +29,13 @@ logger = logging.getLogger(__name__)
 
 
 class BlobServer:
-    """Sends blobs in one session, some at a time."""
+    """Sends blobs in one session, some at a time: those that its collections name."""
 
-    def __init__(self, engine: Engine, profile: Profile, journal: Journal) -> None:
+    def __init__(
+        self, engine: Engine, profile: Profile, journal: Journal, collections: Collection[int]
+    ) -> None:
+        """`collections` are the numbers of those that the peer may read."""
+        self._collections = collections
         self._engine = engine
         self._profile = profile
         self._journal = journal
@@ -43,6 +48,7 @@ class BlobServer:
         """
         async with self._sending:
             try:
+                self._check(request.sha1)
                 async with self._engine.blobs.open(request.sha1, request.start) as content:
                     await self._send(request, content)
             except BlobNotFoundError as exc:
@@ -55,13 +61,21 @@ class BlobServer:
         proof = hashlib.sha1(bytes((len(request.nonce),)), usedforsecurity=False)
         proof.update(request.nonce)
         try:
-            async with self._sending, self._engine.blobs.open(request.sha1) as content:
-                async for part in content:
-                    proof.update(part)
+            async with self._sending:
+                self._check(request.sha1)
+                async with self._engine.blobs.open(request.sha1) as content:
+                    async for part in content:
+                        proof.update(part)
         except StoreError as exc:
             respond(Refusal(404 if isinstance(exc, BlobNotFoundError) else 503, str(exc)))
         else:
             respond(AttachmentProof(format_digest(proof.digest())))
+
+    def _check(self, sha1: bytes) -> None:
+        """Raises BlobNotFoundError for a blob that is none of the peer's business."""
+        with self._engine.read() as txn:
+            if not blob_uses.may_be_read(txn, sha1, self._collections):
+                raise blob_uses.not_held([sha1])
 
     async def _send(self, request: GetAttachment, content: BlobStream) -> None:
         async with aclosing(self._counted(content)) as parts:

@@ -64,6 +64,8 @@ class Link:
     journal: Journal
     pulse: Pulse
     window: Window = field(default_factory=Window)
+    readable: frozenset[int] = frozenset()
+    """The numbers of all collections of the session: what the peer may read."""
 
     @property
     def engine(self) -> Engine:

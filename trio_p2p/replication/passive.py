@@ -106,7 +106,8 @@ class PassiveSession:
         self._window = Window()
         self._peer = Peer(transport, budget=budget)
         self._profile = CouchbaseProfile(self._peer, self._handle, active=False, deltas=deltas)
-        self._blob_server = BlobServer(self._engine, self._profile, journal)
+        self._readable = frozenset(collection.number for collection in collections)
+        self._blob_server = BlobServer(self._engine, self._profile, journal, self._readable)
         self._parts: list[_Part] = []
         self._tasks: trio.Nursery | None = None
         self._asked = trio.Event()
@@ -226,7 +227,15 @@ class PassiveSession:
 
     def _add_part(self, collection: Collection) -> None:
         index = len(self._parts)
-        link = Link(collection, index, self._profile, self._journal, self._pulse, self._window)
+        link = Link(
+            collection,
+            index,
+            self._profile,
+            self._journal,
+            self._pulse,
+            self._window,
+            self._readable,
+        )
         part = _Part(link, Inserter(link))
         self._parts.append(part)
         self._start(part.inserter.run)

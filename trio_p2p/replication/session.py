@@ -188,7 +188,10 @@ class ActiveSession:
             deltas=plan.deltas,
             names_collections=plan.names_collections,
         )
-        self._blob_server = BlobServer(self._engine, self._profile, journal)
+        self._readable = frozenset(each.collection.number for each in plan.collections)
+        self._blob_server = BlobServer(
+            self._engine, self._profile, journal, self._readable if plan.push else frozenset()
+        )
         self._services: trio.Nursery | None = None
         self._parts: list[_Part] = []
         self._opening = trio.CancelScope()
@@ -485,7 +488,15 @@ class ActiveSession:
         client: str,
         held: HeldCheckpoint,
     ) -> _Part:
-        link = Link(plan.collection, index, self._profile, self._journal, self._pulse, self._window)
+        link = Link(
+            plan.collection,
+            index,
+            self._profile,
+            self._journal,
+            self._pulse,
+            self._window,
+            self._readable,
+        )
         number = plan.collection.number
         knowledge = NoKnowledge() if remote is None else RemoteKnowledge(remote, number)
         checkpointer = Checkpointer(link, client, held, knowledge, now_s=self._now_s)

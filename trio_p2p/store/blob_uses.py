@@ -6,7 +6,7 @@ such a record calls `note`, who removes one calls `forget`, in the same transact
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Final
 
 import lmdb
@@ -15,7 +15,7 @@ from trio_p2p.errors import BlobNotFoundError
 from trio_p2p.model import blob
 from trio_p2p.store import keys, records
 from trio_p2p.store.schema import Tables
-from trio_p2p.store.transaction import WriteTransaction
+from trio_p2p.store.transaction import ReadTransaction, WriteTransaction
 
 # The parts of a use's key behind the digest: which table the record stands in.
 CURRENT: Final = b"\x01"
@@ -79,6 +79,40 @@ def is_used(raw: lmdb.Transaction[Any], tables: Tables, sha1: bytes) -> bool:
     """Whether any revision in a snapshot names this blob."""
     cursor = raw.cursor(tables.blob_uses)
     return cursor.set_range(sha1 + CURRENT) and bytes(cursor.key())[: len(sha1)] == sha1
+
+
+def is_named_in(
+    raw: lmdb.Transaction[Any], tables: Tables, sha1: bytes, collections: Collection[int]
+) -> bool | None:
+    """Whether a revision in one of these collections names this blob; None if none at all does."""
+    cursor = raw.cursor(tables.blob_uses)
+    named = None
+    place, number = CURRENT, 0
+    # From one collection to the next: in each, any number of documents may name it.
+    while cursor.set_range(keys.blob_use(sha1, place, keys.collection(number))):
+        row = bytes(cursor.key())
+        if row[:_SHA1_BYTES] != sha1:
+            break
+        place, number = keys.read_blob_use(row)
+        if number in collections:
+            return True
+        named = False
+        number += 1
+    return named
+
+
+def may_be_read(txn: ReadTransaction, sha1: bytes, collections: Collection[int]) -> bool:
+    """Whether who may read these collections may read this blob.
+
+    One that no revision names any more may be on its way, with a revision that did.
+    """
+    named = is_named_in(txn.raw, txn.tables, sha1, collections)
+    return was_named(txn.raw, txn.tables, sha1) if named is None else named
+
+
+def is_foreign(txn: ReadTransaction, sha1: bytes, collections: Collection[int]) -> bool:
+    """Whether a blob is named by revisions of other collections only."""
+    return is_named_in(txn.raw, txn.tables, sha1, collections) is False
 
 
 def was_named(raw: lmdb.Transaction[Any], tables: Tables, sha1: bytes) -> bool:

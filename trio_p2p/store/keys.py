@@ -125,6 +125,12 @@ def blob_use(sha1: bytes, place: bytes, key: bytes) -> bytes:
     return sha1 + place + key
 
 
+def read_blob_use(row: bytes) -> tuple[bytes, int]:
+    """The sign of the table, and the collection, in the key of a use of a blob."""
+    place = row[_SHA1_BYTES : _SHA1_BYTES + 1]
+    return place, _collection.unpack_from(row, _SHA1_BYTES + 1)[0]
+
+
 def read_document(key: memoryview) -> DocumentID:
     """The document ID in the key of a document."""
     return DocumentID(str(key[_collection.size :], "utf-8"))

@@ -324,22 +324,106 @@ async def test_a_blob_that_begins_elsewhere_than_asked_is_received_whole(here, a
     assert [m.properties.get("offset") for m in asked if "digest" in m.properties] == ["4"]
 
 
+def asking(profile, digest, body=b""):
+    return Message({"Profile": profile, "collection": "0", "digest": digest}, body)
+
+
+OPENING = Message(
+    {"Profile": "getCollections"}, b'{"checkpoint_ids":["cp-x"],"collections":["_default"]}'
+)
+
+
+async def refusal_of(peer, request):
+    with pytest.raises(PeerError) as caught:
+        await peer.request(request)
+    return caught.value.code
+
+
+@pytest.mark.parametrize("profile", ["getAttachment", "proveAttachment"])
+async def test_only_blobs_of_the_collections_served_are_given(there, profile, autojump_clock):
+    """Who knows the digest of another one learns not even that it is here."""
+    notes, private = there.default_collection, await there.create_collection("private")
+    blob = await there.save_blob(b"secret")
+    near, far = memory_transport_pair()
+    served, peer = PassiveSession(far, [notes], Journal()), Peer(near)
+    request = asking(profile, blob.digest, b"nonce")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(served.run)
+        nursery.start_soon(peer.run, lambda number, message: None)
+        await peer.request(OPENING)
+        assert await refusal_of(peer, request) == 404
+        await private.put("a", {"blob": blob})
+        assert await refusal_of(peer, request) == 404
+        await notes.put("a", {"blob": blob})
+        assert await peer.request(request)
+        # It may be on its way still.
+        await private.delete("a")
+        await notes.put("a", {})
+        assert await peer.request(request)
+        await private.put("b", {"blob": blob})
+        assert await refusal_of(peer, request) == 404
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_only_pulls_gives_no_blobs(here, autojump_clock):
+    blob = await here.save_blob(b"secret")
+    await here.default_collection.put("mine", {"blob": blob})
+    answer, _ = offering(b"expected", b"expected")
+    codes = []
+
+    def ask_first(peer, number, message):
+        if message.properties["Profile"] == "subChanges":
+            peer.send(asking("getAttachment", blob.digest), lambda reply: codes.append(reply.code))
+        answer(peer, number, message)
+
+    async with hand_made_passive(here, ask_first, push=False) as (_, session):
+        await session.run()
+    assert codes == [404]
+
+
+@pytest.mark.parametrize(
+    ("content", "refusal", "status"),
+    [
+        (b"expected", None, None),
+        (b"guessed!", None, 502),
+        (b"much too long", None, 400),
+        (b"", 404, 404),
+    ],
+)
+async def test_who_names_a_blob_of_another_collection_must_have_it(
+    here, content, refusal, status, autojump_clock
+):
+    """Else its digest would be enough to read it: a document would name it that the peer reads."""
+    private = await here.create_collection("private")
+    await private.put("a", {"blob": await here.save_blob(b"expected")})
+    before = files(here)
+    answer, asked = offering(b"expected", content, refusal=refusal)
+    async with hand_made_passive(here, answer, push=False) as (journal, session):
+        await session.run()
+    assert len([m for m in asked if m.properties["Profile"] == "getAttachment"]) == 1
+    notes = here.default_collection
+    assert notes.get("b") is not None
+    if status is None:
+        assert await notes.get("a")["blob"].read() == b"expected"
+    else:
+        assert notes.get("a") is None
+        assert failures(journal)["a"].code == status
+    assert files(here) == before
+    assert files(here, UNFINISHED_DIRECTORY) == {}
+    assert await private.get("a")["blob"].read() == b"expected"
+
+
 @pytest.mark.behaviour("A5")
 async def test_what_is_asked_for_is_proved_or_refused(there, autojump_clock):
     blob = await there.save_blob(b"hello")
+    await there.default_collection.put("a", {"blob": blob})
     near, far = memory_transport_pair()
     served, peer = PassiveSession(far, there.collections(), Journal()), Peer(near)
-
-    def asking(profile, digest, body=b""):
-        head = {"Profile": profile, "collection": "0", "digest": digest}
-        return Message(head, body)
-
     missing = format_digest(bytes(20))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(served.run)
         nursery.start_soon(peer.run, lambda number, message: None)
-        opening = b'{"checkpoint_ids":["cp-x"],"collections":["_default"]}'
-        await peer.request(Message({"Profile": "getCollections"}, opening))
+        await peer.request(OPENING)
         reply = await peer.request(asking("getAttachment", blob.digest))
         assert reply.body == b"hello"
         # Worked example of the protocol's description.
@@ -353,9 +437,7 @@ async def test_what_is_asked_for_is_proved_or_refused(there, autojump_clock):
             (asking("proveAttachment", blob.digest), 400),
             (asking("proveAttachment", blob.digest, bytes(256)), 400),
         ]:
-            with pytest.raises(PeerError) as caught:
-                await peer.request(request)
-            assert caught.value.code == code
+            assert await refusal_of(peer, request) == code
         nursery.cancel_scope.cancel()
 
 
