@@ -16,7 +16,7 @@ from trio_p2p.model.version import RevisionID, Version
 from trio_p2p.replication.checkpoint import RemoteSequences
 from trio_p2p.replication.deltas import STATUS_UNPROCESSABLE
 from trio_p2p.replication.filters import Filter
-from trio_p2p.replication.inserter import STATUS_LATER, Inserter, Insertion
+from trio_p2p.replication.inserter import STATUS_LATER, STATUS_REJECTED, Inserter, Insertion
 from trio_p2p.replication.knowledge import RemoteKnowledge
 from trio_p2p.replication.link import Link
 from trio_p2p.replication.messages import (
@@ -64,6 +64,7 @@ class Puller:
         self._channels = channels
         self._inserter = Inserter(link, knowledge, pull_filter=pull_filter)
         self._offers: deque[tuple[OfferChanges, Respond]] = deque()
+        self._document_ids: frozenset[str] | None = None
         self._requested: dict[RemoteSequence, DocumentID] = {}
         # Those of them that have not come yet.
         self._promised: set[RemoteSequence] = set()
@@ -96,6 +97,7 @@ class Puller:
 
     async def run(self, continuous: bool, document_ids: tuple[str, ...] | None) -> None:
         """Pull until cancelled. Raises PeerError if the peer will not be pulled from."""
+        self._document_ids = None if document_ids is None else frozenset(document_ids)
         await self._link.profile.subscribe(
             SubscribeChanges(
                 collection=self._link.index,
@@ -166,25 +168,30 @@ class Puller:
         """Revisions asked for have come."""
         outcomes: list[RevisionOutcome] = []
 
+        def settle(outcome: RevisionOutcome) -> None:
+            outcomes.append(outcome)
+            if len(outcomes) == len(request.revisions):
+                respond(RevisionsReply(tuple(outcomes)))
+
         def on_inserted(sent: SentRevision, insertion: Insertion) -> None:
             if insertion.outcome.status == STATUS_UNPROCESSABLE:
                 self._promised.add(sent.sequence)  # It comes once more, whole.
             else:
                 self._inserted(sent, insertion)
-            outcomes.append(insertion.outcome)
-            if len(outcomes) == len(request.revisions):
-                respond(RevisionsReply(tuple(outcomes)))
+            settle(insertion.outcome)
 
-        for sent in map(self._asked_for, request.revisions):
-            self._promised.discard(sent.sequence)
-            self._inserter.add(sent, lambda insertion, sent=sent: on_inserted(sent, insertion))  # type: ignore[misc]
-
-    def _asked_for(self, sent: SentRevision) -> SentRevision:
-        """The revision, with the sequence that it was asked for by; any other one as it is."""
-        sequence = self._requested_as(sent.sequence, sent.document_id)
-        if sequence is None or sequence == sent.sequence:
-            return sent
-        return replace(sent, sequence=sequence)
+        for sent in request.revisions:
+            sequence = self._requested_as(sent.sequence, sent.document_id)
+            if sequence is None:
+                # What to pull is decided here: by documents, by what is offered and wanted.
+                settle(RevisionOutcome(STATUS_REJECTED, "this revision was not asked for"))
+                continue
+            asked_for = sent if sequence == sent.sequence else replace(sent, sequence=sequence)
+            self._promised.discard(sequence)
+            self._inserter.add(
+                asked_for,
+                lambda insertion, sent=asked_for: on_inserted(sent, insertion),  # type: ignore[misc]
+            )
 
     def _requested_as(
         self, sequence: RemoteSequence, document_id: DocumentID
@@ -235,6 +242,10 @@ class Puller:
             self._fetching.discard(change.document_id)
         else:
             self._sequences.begin(change.sequence)
+        if self._document_ids is not None and change.document_id not in self._document_ids:
+            # A peer that offers it all the same is broken, or has something in mind with it.
+            self._complete(change.document_id, change.sequence)
+            return None
         head = documents.head(txn, self._link.number, change.document_id)
         known = self._knowledge.of(txn, change.document_id)
         held = head is not None and (

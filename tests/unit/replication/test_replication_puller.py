@@ -126,13 +126,27 @@ async def test_what_stands_in_for_a_revision_may_bring_a_sequence_of_its_own(pul
     assert not pull.puller.busy
 
 
-async def test_a_revision_that_was_not_asked_for_holds_nothing_up(pull):
+async def test_a_revision_that_was_not_asked_for_is_refused_and_holds_nothing_up(pull):
     await pull.offer(("1", "a", revision()))
-    await pull.send("2", "b", revision())
+    assert await pull.send("2", "b", revision()) == 403
+    assert pull.collection.get("b") is None
     assert (pull.sequences.reached, pull.puller.busy) == (None, True)
     for _ in range(2):
         await pull.send("1", "a", revision())
     assert (pull.sequences.reached, pull.puller.busy) == ("1", False)
+
+
+async def test_documents_that_were_not_subscribed_to_are_not_wanted(database, nursery):
+    pull = Pull(database)
+    nursery.start_soon(pull.puller.run, True, ("a", "c"))
+    nursery.start_soon(pull.puller.run_inserter)
+    offers = [(str(n), name, revision()) for n, name in enumerate("abcd", 1)]
+    assert await pull.offer(*offers) == [True, False, True, False]
+    for sequence, name, one in offers:
+        await pull.send(sequence, name, one)
+    assert [pull.collection.get(name) is not None for name in "abcd"] == [True, False, True, False]
+    assert pull.sequences.reached == "4"
+    nursery.cancel_scope.cancel()
 
 
 async def test_two_documents_of_one_sequence_break_the_protocol(database):
