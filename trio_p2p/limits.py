@@ -102,6 +102,8 @@ ACK_INTERVAL_BYTES: Final = 50_000
 UNACKNOWLEDGED_BYTES_MAX: Final = 128_000
 # LiteCore's limit on the properties of one message.
 PROPERTIES_BYTES_MAX: Final = 100 * 1024
+# Each takes some hundred bytes once it is read, however short. Couchbase Lite sends ten at most.
+PROPERTIES_MAX: Final = 200
 # One message: a document and its properties, with room.
 MESSAGE_BYTES_MAX: Final = BODY_BYTES_MAX + MIB
 # Messages of one peer that may be incomplete at once: a full window of revisions, each begun with
@@ -116,7 +118,8 @@ REQUESTS_UNANSWERED_MAX: Final = 20_000
 # of 2 MiB. And all peers of a listener together.
 CONNECTION_BYTES_MAX: Final = 128 * MIB
 LISTENER_BYTES_MAX: Final = 512 * MIB
-# What a request takes beside its body, and each row of one that lists something, once it is read.
+# What a request takes beside its body, if its properties are short, and each row of one that lists
+# something, once it is read.
 REQUEST_BYTES: Final = 1_024
 ROW_BYTES: Final = 1_024
 # A message that waits to be sent takes so much beside its data, be it a reply of a single byte.

@@ -322,7 +322,7 @@ class Peer:
                 match event:
                     case RequestReceived(number, message):
                         if not message.no_reply:
-                            self.hold(number, len(message.body) + limits.REQUEST_BYTES)
+                            self.hold(number, message.held_bytes)
                         if prepare is not None and len(message.body) > limits.READ_ASIDE_BYTES:
                             handle = await self._run_sync(prepare, message)
                             handle(number)

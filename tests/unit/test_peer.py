@@ -620,6 +620,15 @@ async def test_a_peer_that_asks_without_end_is_cut_off(monkeypatch):
         assert "hold too much" in side.ended.message
 
 
+async def test_a_peer_that_asks_with_long_properties_is_cut_off(monkeypatch):
+    monkeypatch.setattr(limits, "CONNECTION_BYTES_MAX", 1_000_000)
+    async with open_attack() as (side, hostile):
+        for _ in range(11):
+            await hostile.ask(Message({"x": "y" * 100_000}))
+        await wait_all_tasks_blocked()
+        assert "hold too much" in side.ended.message
+
+
 async def test_the_number_of_open_requests_is_limited(monkeypatch):
     monkeypatch.setattr(limits, "REQUESTS_UNANSWERED_MAX", 10)
     async with open_attack() as (side, hostile):

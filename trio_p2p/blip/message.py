@@ -31,6 +31,12 @@ class Message:
     compressed: bool = False
     no_reply: bool = False
 
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes it takes, about, as long as it is held."""
+        characters = sum(map(len, self.properties)) + sum(map(len, self.properties.values()))
+        return len(self.body) + max(characters, limits.REQUEST_BYTES)
+
 
 def encode_properties(properties: Mapping[str, str]) -> bytes:
     """Encode properties with their length before them, in the order of the mapping.
@@ -70,6 +76,8 @@ def decode_properties(data: bytes) -> tuple[dict[str, str], int]:
         raise RemoteProtocolError("the properties do not end with a NUL")
     if len(strings) % 2:
         raise RemoteProtocolError("a property has no value", key=strings[-1])
+    if len(strings) > 2 * limits.PROPERTIES_MAX:
+        raise RemoteProtocolError("there are too many properties", count=len(strings) // 2)
     properties = dict(zip(strings[::2], strings[1::2], strict=True))
     if 2 * len(properties) != len(strings):
         raise RemoteProtocolError("a property is there twice", keys=strings[::2])

@@ -61,6 +61,7 @@ from trio_p2p.transport.base import (
 
 # Couchbase Lite's kC4ErrorUnsupported: what its passive peers answer to whoever wants a filter.
 CODE_UNSUPPORTED = 19
+NO_CHECKPOINT = HeldCheckpoint("", b"{}")
 
 
 @dataclass(slots=True)
@@ -73,8 +74,18 @@ class _Part:
     fetch: Feeder | None = None
     # Proposals wait here while the inserter is behind.
     proposals: deque[tuple[ProposeChanges, Respond]] = field(default_factory=deque)
-    # Documents deleted here that the peer, knowing nothing of them, writes anew.
-    revivals: set[DocumentID] = field(default_factory=set)
+    # Documents deleted here that the peer, knowing nothing of them, writes anew: the latest ones.
+    revivals: dict[DocumentID, None] = field(default_factory=dict)
+
+    def expect_revival(self, document_id: DocumentID) -> None:
+        """The peer may write anew a document that was deleted here."""
+        self.revivals[document_id] = None
+        if len(self.revivals) > limits.NOTED_DOCUMENTS_MAX:
+            del self.revivals[next(iter(self.revivals))]
+
+    def take_revival(self, document_id: DocumentID) -> bool:
+        """Whether it may, which it may once."""
+        return document_id in self.revivals and self.revivals.pop(document_id) is None
 
 
 class PassiveSession:
@@ -188,7 +199,7 @@ class PassiveSession:
             case ProveAttachment():
                 self._start(self._blob_server.prove, request, respond)
             case NoRevision(document_id=document_id):
-                part.revivals.discard(document_id)
+                part.take_revival(document_id)
                 respond(Accepted())
 
     # --- Opening and checkpoints -----------------------------------------------------------------
@@ -202,17 +213,29 @@ class PassiveSession:
             respond(Refusal(409, text))
             return
         found = [self._collections.get(name) for name in request.names]
-        with self._engine.read() as txn:
-            held = tuple(
-                None if collection is None else _held(txn, client)
-                for collection, client in zip(found, request.checkpoint_ids, strict=True)
-            )
+        held = self._held(found, request.checkpoint_ids)
         if all(found):
             self._journal.connected()
             for collection in found:
                 assert collection is not None
                 self._add_part(collection)
         respond(CollectionsReply(held, self._engine.id))
+
+    def _held(
+        self, found: Sequence[Collection | None], clients: Sequence[str]
+    ) -> tuple[HeldCheckpoint | None, ...]:
+        """The checkpoint kept for each collection, as far as one message can hold them."""
+        bytes_left = limits.BODY_BYTES_MAX
+        held: list[HeldCheckpoint | None] = []
+        with self._engine.read() as txn:
+            for collection, client in zip(found, clients, strict=True):
+                checkpoint = None if collection is None else _held(txn, client)
+                if checkpoint is not None and len(checkpoint.body) > bytes_left:
+                    # As if there were none: what it tells of is looked at anew.
+                    checkpoint = NO_CHECKPOINT
+                bytes_left -= len(checkpoint.body) if checkpoint else 0
+                held.append(checkpoint)
+        return tuple(held)
 
     def _open_default(self, request: Request) -> bool:
         """Before 3.1 Couchbase Lite knew of no collections and began with its checkpoint."""
@@ -314,7 +337,7 @@ class PassiveSession:
             assert current is not None
             return ProposalAnswer(status, current.trees[0] if current.is_legacy else current.vector)
         if current is not None and current.deleted and proposal.parent is None:
-            part.revivals.add(proposal.document_id)
+            part.expect_revival(proposal.document_id)
         return ProposalAnswer(status)
 
     def _arrived(self, part: _Part, request: SendRevisions, respond: Respond) -> None:
@@ -329,8 +352,7 @@ class PassiveSession:
             self._answer_proposals(part)
 
         for sent in request.revisions:
-            may_revive = sent.document_id in part.revivals
-            part.revivals.discard(sent.document_id)
+            may_revive = part.take_revival(sent.document_id)
             part.inserter.add(
                 sent,
                 lambda insertion, sent=sent: on_inserted(sent, insertion),  # type: ignore[misc]
@@ -362,4 +384,4 @@ def _is_goodbye(error: BaseException) -> bool:
 
 def _held(txn: ReadTransaction, client: str) -> HeldCheckpoint:
     found = checkpoints.peer(txn, client)
-    return HeldCheckpoint(found.revision, found.body) if found else HeldCheckpoint("", b"{}")
+    return HeldCheckpoint(found.revision, found.body) if found else NO_CHECKPOINT

@@ -151,7 +151,8 @@ def _listed(directory: Path) -> Iterator[BlobFile]:
 class UnfinishedBlob:
     """A blob being saved, as a context manager that closes it.
 
-    Unless it was finished its file is removed then, or where it can be resumed, kept.
+    Unless it was finished its file is removed then; or, where it can be resumed, kept if there is
+    anything in it.
     """
 
     def __init__(
@@ -171,7 +172,8 @@ class UnfinishedBlob:
 
     def __exit__(self, *_: object) -> None:
         self.file.close()
-        if not self._resumable:
+        # Nothing of a blob is nothing to go on with, and a peer may name any number of them.
+        if not self._resumable or not self.length:
             self._path.unlink(missing_ok=True)
 
     @property

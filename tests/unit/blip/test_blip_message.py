@@ -73,6 +73,20 @@ def test_properties_that_cannot_be_sent_are_refused(properties, complaint):
         encode_data(Message(properties))
 
 
+def test_there_are_as_many_properties_as_there_may_be():
+    most = {str(n): "" for n in range(limits.PROPERTIES_MAX)}
+    assert decode_properties(encode_properties(most))[0] == most
+    with pytest.raises(RemoteProtocolError, match="too many properties"):
+        decode_properties(encode_properties({**most, "x": ""}))
+
+
+def test_a_message_is_held_with_its_properties():
+    short = Message({"Profile": "rev"}, bytes(10))
+    assert short.held_bytes == limits.REQUEST_BYTES + 10
+    long = Message({"x" * 50_000: "y" * 20_000}, bytes(10))
+    assert long.held_bytes == 70_010
+
+
 def test_the_longest_properties_go_through():
     longest = {"a": "x" * (limits.PROPERTIES_BYTES_MAX - 3)}
     assert decode_data(encode_data(Message(longest))) == (longest, b"")

@@ -292,6 +292,8 @@ async def test_a_blob_that_does_not_come_fails_its_document_alone(
     assert failed["a"].code == status
     assert failed["a"].retryable == (status != 400)
     assert not files(here)
+    # Of what may come yet there is a beginning, or nothing at all.
+    assert 0 not in files(here, UNFINISHED_DIRECTORY).values()
     # The next run asks again, unless the document itself is at fault.
     answer, _ = offering(b"expected", b"expected")
     async with hand_made_passive(here, answer, push=False) as (_, session):

@@ -837,6 +837,8 @@ def test_collections_and_checkpoints_are_as_many_and_as_long_as_they_may_be():
     assert len(longest) == limits.CHECKPOINT_BYTES_MAX
     assert read(message("setCheckpoint", longest, client="cp")).body == longest
     assert refusal(message("setCheckpoint", longest + b" ", client="cp")) == ("HTTP", 400)
+    wide = orjson.dumps({"x": [0] * limits.LISTED_VALUES_MAX})
+    assert refusal(message("setCheckpoint", wide, client="cp")) == ("HTTP", 400)
 
 
 @pytest.mark.behaviour("B13h")

@@ -191,6 +191,20 @@ async def test_a_collection_has_its_checkpoint_or_none_or_is_unknown(client, dat
     assert properties == {"uuid": str(database.id)}
 
 
+async def test_checkpoints_are_told_as_far_as_one_message_holds_them(client, connect, monkeypatch):
+    await client.open("_default", "shop.sales")
+    for index, name in enumerate(("_default", "shop.sales")):
+        long = {"x": "y" * 1_000}
+        await client.ask("setCheckpoint", long, collection=index, client=f"cp-{name}", rev="")
+    monkeypatch.setattr(limits, "BODY_BYTES_MAX", 1_500)
+    other, _ = connect()
+    _, checkpoints = await other.open("_default", "shop.sales")
+    assert checkpoints == [long | {"rev": "1-cc"}, {}]
+    # The other is there all the same.
+    replied, _ = await other.ask("getCheckpoint", collection=1, client="cp-shop.sales")
+    assert replied == {"rev": "1-cc"}
+
+
 async def test_where_a_collection_is_unknown_others_may_be_named(client):
     _, checkpoints = await client.open("nothing")
     assert checkpoints == [None]
@@ -502,6 +516,22 @@ async def test_a_promise_that_is_withdrawn_revives_nothing(client, notes):
     client.tell("norev", id="a", rev=str(newer), sequence="1", error="404")
     refusal = await client.refusal("rev", {}, id="a", rev=str(newer), sequence="1")
     assert refusal == ("HTTP", 409)
+
+
+async def test_of_promised_revivals_the_latest_are_remembered(client, notes, monkeypatch):
+    monkeypatch.setattr(limits, "NOTED_DOCUMENTS_MAX", 2)
+    await client.open()
+    newer = {}
+    for name in "abc":
+        await client.send_revision(name, version(1))
+        tombstone = await notes.delete(name)
+        newer[name] = Version(tombstone.version.time + 5, BOB)
+        assert await client.propose([name, newer[name], ""]) == []
+    properties = {"id": "a", "rev": str(newer["a"]), "sequence": "1"}
+    assert await client.refusal("rev", {}, **properties) == ("HTTP", 409)
+    for name in "bc":
+        await client.send_revision(name, newer[name])
+        assert notes.get(name) is not None
 
 
 async def test_a_version_from_the_future_may_come_again_later(client, notes, server):

@@ -331,7 +331,7 @@ class CouchbaseProfile:
             self._peer.hold(number, limits.TASK_BYTES)
         if message.no_reply:
             # What wants a reply is counted as it comes, by the peer.
-            self._peer.hold(number, len(message.body) + limits.REQUEST_BYTES)
+            self._peer.hold(number, message.held_bytes)
         self._handler(request, lambda reply: self._respond(number, message, reply))
 
     def _refuse(self, number: int, message: Message, failure: TrioP2PError) -> None:

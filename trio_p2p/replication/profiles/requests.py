@@ -56,8 +56,9 @@ def _read_get_checkpoint(collection: int, message: Message) -> Request:
 def _read_set_checkpoint(collection: int, message: Message) -> Request:
     if len(message.body) > limits.CHECKPOINT_BYTES_MAX:
         raise RemoteProtocolError("a checkpoint is too large", bytes=len(message.body))
-    # In the reply to getCollections it will stand in a list.
-    values.written([values.json_object(message.body)])
+    # In the reply to getCollections it will stand in a list, with those of other collections.
+    checkpoint = values.json_object(message.body, limits.LISTED_VALUES_MAX)
+    values.written([checkpoint])
     client = values.required(message.properties, "client")
     return SetCheckpoint(collection, client, message.properties.get("rev", ""), message.body)
 

@@ -27,8 +27,8 @@ def array(body: bytes, values_max: int = limits.LISTED_VALUES_MAX) -> list[Any]:
     return value
 
 
-def json_object(body: bytes) -> dict[str, Any]:
-    value = json_value(body)
+def json_object(body: bytes, values_max: int = limits.BODY_VALUES_MAX) -> dict[str, Any]:
+    value = json_value(body, values_max)
     if not isinstance(value, dict):
         raise RemoteProtocolError("not a JSON object", got=type(value).__name__)
     return value
