@@ -769,13 +769,14 @@ async def test_bodies_that_inflate_to_much_more_are_read_at_a_bounded_rate(autoj
 
 
 async def test_a_large_request_is_read_aside_and_still_in_order():
-    read = []
+    read, aside = [], []
 
     def note(number, message):
         read.append((number, len(message.body)))
 
     def prepare(message):
         assert threading.current_thread() is not threading.main_thread()
+        aside.append(len(message.body))
         return lambda number: note(number, message)
 
     here, there = memory_transport_pair()
@@ -789,3 +790,4 @@ async def test_a_large_request_is_read_aside_and_still_in_order():
             await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()
     assert read == list(enumerate(sizes, 1))
+    assert aside == [sizes[1], sizes[3]]

@@ -744,3 +744,13 @@ async def test_a_listener_gives_all_its_sessions_one_budget(database):
         URLEndpointListenerConfiguration(collections=[database.default_collection])
     )
     assert listener._budget._bytes_max == limits.LISTENER_BYTES_MAX
+
+
+async def test_a_listener_has_so_many_places_unless_told_otherwise(database):
+    collections = [database.default_collection]
+    for told, seats in (({}, limits.LISTENER_CONNECTIONS_MAX), ({"connections_max": 7}, 7)):
+        listener = URLEndpointListener(
+            URLEndpointListenerConfiguration(collections=collections, **told)
+        )
+        places = listener._entrance.places
+        assert (places._seats_max, places._waiting_max) == (seats, limits.LISTENER_WAITING_MAX)

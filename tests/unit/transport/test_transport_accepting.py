@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from trio_p2p import limits
-from trio_p2p.transport.accepting import accept_all
+from trio_p2p.transport.accepting import _accept_more, accept_all
 
 
 class Door:
@@ -62,6 +62,19 @@ async def test_all_that_connect_are_taken_in_order(door):
     assert [stream.socket.getpeername() for stream in door.streams] == ours
     for client in clients:
         client.socket.close()
+
+
+async def test_others_have_their_turn_between_so_many_at_once(monkeypatch):
+    monkeypatch.setattr(limits, "ACCEPT_AT_ONCE_MAX", 2)
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        address = listener.socket.getsockname()
+        clients = [await trio.open_tcp_stream(*address) for _ in range(5)]
+        with socket.socket(fileno=socket.dup(listener.socket.fileno())) as nowait:
+            taken = [_accept_more(nowait) for _ in range(4)]
+        assert list(map(len, taken)) == [2, 2, 1, 0]
+    for stream in [*clients, *taken[0], *taken[1], *taken[2]]:
+        stream.socket.close()
 
 
 async def test_streams_work_both_ways_whichever_way_they_were_taken(door):
