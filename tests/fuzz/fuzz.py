@@ -1,15 +1,17 @@
 """Fuzz one target, or all in turn, with atheris: `fuzz.py [--seconds N] [--keep] [TARGET ...]`.
 
-It starts from the kept corpus. What reaches something new goes to build/fuzz; with --keep, the
-shortest of that go into the kept corpus. An input that breaks something is left in build/fuzz, and
-printed: `fuzz.py --replay FILE TARGET` runs it again.
+It starts from the kept corpus. What reaches something new goes to build/fuzz; with --keep, what of
+that leads where nothing in the kept corpus does goes into it. An input that breaks something is
+left in build/fuzz, and printed: `fuzz.py --replay FILE TARGET` runs it again.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import corpus
@@ -19,7 +21,6 @@ BUILD = Path(__file__).parents[2] / "build" / "fuzz"
 # Slower than this or larger than that is a finding.
 TIMEOUT_S = 10
 MEMORY_MIB = 1_024
-KEPT_EACH_TIME = 30
 
 
 def _fuzz(name: str, seconds: int) -> int:
@@ -37,7 +38,11 @@ def _fuzz(name: str, seconds: int) -> int:
         str(found),
         str(kept),
     ]
-    return subprocess.run([sys.executable, __file__, "--in-process", name, *options]).returncode
+    return subprocess.run([*_command(name), *options]).returncode
+
+
+def _command(name: str) -> list[str]:
+    return [sys.executable, __file__, "--in-process", name]
 
 
 def _fuzz_in_process(name: str, options: list[str]) -> None:
@@ -49,15 +54,21 @@ def _fuzz_in_process(name: str, options: list[str]) -> None:
     with atheris.instrument_imports(include=["trio_p2p", "targets"]):
         import targets as instrumented
 
-    atheris.Setup([name, *options], instrumented.TARGETS[name])
+    # libFuzzer runs its first argument, as a command, where it merges.
+    atheris.Setup([shlex.join(_command(name)), *options], instrumented.TARGETS[name])
     atheris.Fuzz()
 
 
 def _keep(name: str) -> None:
-    """Keep the shortest of what was found."""
-    found = {path.read_bytes() for path in (BUILD / name).iterdir()}
-    for data in sorted(found - set(corpus.kept(name)), key=len)[:KEPT_EACH_TIME]:
-        corpus.keep(name, data)
+    """Keep what was found that leads to code which nothing kept leads to."""
+    with tempfile.TemporaryDirectory() as directory:
+        for number, data in enumerate(corpus.kept(name)):
+            Path(directory, str(number)).write_bytes(data)
+        # How often a place is passed does not count, only that it is.
+        merging = ["-merge=1", "-use_counters=0", directory, str(BUILD / name)]
+        subprocess.run([*_command(name), *merging], check=True, capture_output=True)
+        for path in Path(directory).iterdir():
+            corpus.keep(name, path.read_bytes())
 
 
 def main() -> int:
