@@ -240,7 +240,6 @@ SUBSCRIBED_DOCUMENTS_MAX: Final = 100_000
 SUBSCRIBED_DOCUMENT_BYTES: Final = 128
 # A sequence of a peer is any JSON, and kept as long as its revision is on its way.
 SEQUENCE_CHARACTERS_MAX: Final = 1_024
-REVISIONS_QUEUED_MAX: Final = 600
 # Revisions sent and not yet answered. LiteCore allows 10 because it answers each by itself; our
 # inserter answers a whole batch, so a window of batches keeps both sides busy.
 REVISIONS_UNANSWERED_MAX: Final = 1_000

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 import orjson
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from trio_p2p import limits
 from trio_p2p.blip import Message
@@ -364,6 +365,29 @@ async def test_only_blobs_of_the_collections_served_are_given(there, profile, au
         assert await peer.request(request)
         await private.put("b", {"blob": blob})
         assert await refusal_of(peer, request) == 404
+        nursery.cancel_scope.cancel()
+
+
+async def test_some_blobs_are_sent_at_once_and_the_others_wait(there, monkeypatch, autojump_clock):
+    """Each has a file open, however slowly the peer takes it."""
+    monkeypatch.setattr(limits, "BLOBS_SENT_AT_ONCE", 2)
+    blobs = [await there.save_blob(os.urandom(300_000)) for _ in range(5)]
+    await there.default_collection.put("a", {"blobs": blobs})
+    near, far = memory_transport_pair()
+    served = PassiveSession(far, there.collections(), Journal())
+    peer = Peer(near)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(served.run)
+        nursery.start_soon(peer.run, lambda number, message: None)
+        await peer.request(OPENING)
+        replies = [peer.request_in_parts(asking("getAttachment", b.digest)) for b in blobs]
+        await wait_all_tasks_blocked()
+        assert [bool(reply._parts) for reply in replies].count(True) == 2
+        for blob, reply in zip(blobs, replies, strict=True):
+            content = b""
+            while part := await reply.receive():
+                content += part
+            assert content == await blob.read()
         nursery.cancel_scope.cancel()
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trio_p2p import limits
 from trio_p2p.errors import ConfigurationError, KeyStoreError
 from trio_p2p.security.identity import TLSIdentity
 from trio_p2p.security.keystore import FileKeyStore, MemoryKeyStore, default_key_store
@@ -128,6 +129,20 @@ def test_a_directory_that_is_none_is_told(tmp_path):
 def test_a_label_must_fit_into_a_file_name(tmp_path, label):
     with pytest.raises(ConfigurationError):
         FileKeyStore(tmp_path).load(label)
+
+
+def test_the_longest_label_is_as_long_as_its_file_name_may_be(tmp_path):
+    store = FileKeyStore(tmp_path)
+    # An umlaut takes two bytes, and each of them three characters.
+    for label in (
+        "x" * limits.KEY_FILE_NAME_BYTES_MAX,
+        "ü" * (limits.KEY_FILE_NAME_BYTES_MAX // 6),
+    ):
+        store.save(label, DATA)
+        assert store.load(label) == DATA
+        with pytest.raises(ConfigurationError):
+            store.save(label + "x", DATA)
+    assert len(store.labels()) == 2
 
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=20))
