@@ -35,6 +35,7 @@ from trio_p2p.cli.options import (
     user_option,
 )
 from trio_p2p.cli.running import Stop, run_until_stopped
+from trio_p2p.hearsay import repeatable
 from trio_p2p.transport.base import open_services
 
 
@@ -151,7 +152,7 @@ def _connection_table(listener: URLEndpointListener) -> Table:
     for connection in listener.connections():
         table.add_row(
             Text(connection.peer_address),  # Not markup: [fe80::1] would be taken for a tag.
-            Text(connection.user or ""),
+            Text(repeatable(connection.user or "")),
             f"{connection.since.astimezone():%H:%M:%S}",
             "busy" if connection.active else "idle",
         )

@@ -74,8 +74,16 @@ class _Part:
     fetch: Feeder | None = None
     # Proposals wait here while the inserter is behind.
     proposals: deque[tuple[ProposeChanges, Respond]] = field(default_factory=deque)
+    answering: bool = False
+    """Whether a task answers them."""
     # Documents deleted here that the peer, knowing nothing of them, writes anew: the latest ones.
     revivals: dict[DocumentID, None] = field(default_factory=dict)
+
+    @property
+    def may_answer(self) -> bool:
+        """Whether there are proposals to answer, and room for what is wanted of them."""
+        has_room = self.inserter.backlog < limits.REVISIONS_REQUESTED_MAX
+        return bool(self.proposals) and has_room
 
     def expect_revival(self, document_id: DocumentID) -> None:
         """The peer may write anew a document that was deleted here."""
@@ -319,13 +327,28 @@ class PassiveSession:
     # --- Being pushed to -------------------------------------------------------------------------
 
     def _answer_proposals(self, part: _Part) -> None:
-        """Answer what waits, as far as the inserter keeps up."""
-        while part.proposals and part.inserter.backlog < limits.REVISIONS_REQUESTED_MAX:
-            request, respond = part.proposals.popleft()
-            self._journal.offered(len(request.proposals))
-            with self._engine.read() as txn:
-                answers = tuple(self._judge(txn, part, p) for p in request.proposals)
-            respond(ProposalsReply(answers))
+        """Answer what waits, as far as the inserter keeps up: one now, the others by and by."""
+        if part.answering or not part.may_answer:
+            return
+        self._answer_proposal(part)
+        if part.may_answer:
+            part.answering = True
+            self._start(self._answer_other_proposals, part)
+
+    async def _answer_other_proposals(self, part: _Part) -> None:
+        """Many may have waited for the inserter, and other tasks want their turns."""
+        await trio.lowlevel.checkpoint()
+        while part.may_answer:
+            self._answer_proposal(part)
+            await trio.lowlevel.checkpoint()
+        part.answering = False
+
+    def _answer_proposal(self, part: _Part) -> None:
+        request, respond = part.proposals.popleft()
+        self._journal.offered(len(request.proposals))
+        with self._engine.read() as txn:
+            answers = tuple(self._judge(txn, part, p) for p in request.proposals)
+        respond(ProposalsReply(answers))
 
     def _judge(self, txn: ReadTransaction, part: _Part, proposal: Proposal) -> ProposalAnswer:
         head = documents.head(txn, part.link.number, proposal.document_id)

@@ -583,6 +583,43 @@ async def test_proposals_wait_while_too_much_is_still_to_be_stored(
     assert answered == answers
 
 
+async def test_others_have_their_turns_while_proposals_that_waited_are_answered(
+    client, server, notes, monkeypatch, nursery
+):
+    turns, judged_at = 0, []
+
+    async def count_turns():
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    judge = server.session._judge
+
+    def note(txn, part, proposal):
+        judged_at.append(turns)
+        return judge(txn, part, proposal)
+
+    monkeypatch.setattr(server.session, "_judge", note)
+    await client.open()
+    pending = []
+    with monkeypatch.context() as patch:
+        patch.setattr(limits, "REVISIONS_REQUESTED_MAX", 0)
+        for number in range(20):
+            rows = [[f"d{number}", str(version(1)), ""]]
+            pending.append(client.peer.begin(client.message("proposeChanges", rows, 0, {}, False)))
+        await wait_all_tasks_blocked()
+        assert judged_at == []
+    nursery.start_soon(count_turns)
+    await client.send_revision("a", version(1))
+    for one in pending:
+        assert (await one.wait()).body == b"[]"
+    # Trio chooses the order of tasks by chance, so that two may follow one another.
+    assert max(map(judged_at.count, judged_at)) <= 2
+    # Whoever comes later is not forgotten.
+    assert await client.propose(["a", version(1), ""]) == [304]
+
+
 # --- What wants no reply --------------------------------------------------------------------------
 
 

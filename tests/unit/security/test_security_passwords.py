@@ -1,5 +1,6 @@
 """Passwords: comparing them, and files of hashed ones."""
 
+import hmac
 import stat
 import threading
 
@@ -38,6 +39,25 @@ def hashed(monkeypatch):
 def test_secrets_are_the_same_only_if_they_are(one, other):
     assert same_secret(one, one)
     assert same_secret(one, other) == (one == other)
+
+
+async def test_secrets_are_compared_in_a_time_that_tells_nothing(path, monkeypatch):
+    compared = []
+
+    def note(given, expected):
+        compared.append((len(given), len(expected)))
+        return given == expected
+
+    set_password(path, "ann", "s3cret")
+    file = PasswordFile(path)
+    assert await file.check("ann", "s3cret")
+    monkeypatch.setattr(hmac, "compare_digest", note)
+    assert not same_secret("a", "a long one")
+    assert same_secret("a", "a")
+    assert not file.remembers("ann", "x")
+    assert file.remembers("ann", "s3cret")
+    # Always of one length, whatever is compared.
+    assert compared == [(32, 32)] * 4
 
 
 async def test_users_are_added_changed_and_removed_while_the_file_is_in_use(path):
