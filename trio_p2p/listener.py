@@ -28,6 +28,7 @@ from trio_p2p.replication.status import ActivityLevel, ReplicatorStatistics
 from trio_p2p.security.anonymous import LISTENER_LABEL, AnonymousIdentity
 from trio_p2p.security.entrance import Entrance, Guest, IdentitySource, Rules
 from trio_p2p.security.identity import TLSIdentity
+from trio_p2p.security.places import address_of
 from trio_p2p.transport.accepting import accept_all
 from trio_p2p.transport.base import CLOSE_TRANSIENT, MessageTransport, open_services
 from trio_p2p.transport.interfaces import (
@@ -308,7 +309,7 @@ class URLEndpointListener:
             guest.transport,
             configuration.collections,
             self._journal,
-            self._budget,
+            self._budget.of(address_of(connection.peer_address)),
             on_asked=guest.settle,
             deltas=configuration.enable_delta_sync and configuration.database.delta_sync,
             read_only=configuration.read_only,

@@ -23,7 +23,7 @@ from trio_p2p.blip import (
     ReplyReceived,
     RequestReceived,
 )
-from trio_p2p.blip.load import Budget, Inflation, Progress
+from trio_p2p.blip.load import Budget, Inflation, Progress, Share
 from trio_p2p.errors import ConnectionLostError, PeerError, RemoteProtocolError
 from trio_p2p.transport.base import MessageTransport
 
@@ -145,7 +145,7 @@ class Peer:
         transport: MessageTransport,
         *,
         compression: bool = True,
-        budget: Budget | None = None,
+        budget: Budget | Share | None = None,
         run_sync: RunSync | None = None,
     ) -> None:
         """`budget` is shared with others; `run_sync` calls what takes long, None: in a thread."""

@@ -5,8 +5,10 @@ Values and sums only: who measures gives the time, and acts on the verdict.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from trio_p2p import limits
 
@@ -61,26 +63,65 @@ class Progress:
 
 
 class Budget:
-    """What several peers together may make us hold. Who holds most has to go when it is used up."""
+    """What several peers together may make us hold. When it is used up somebody has to go: of the
+    address whose peers hold most, the one that holds most. So many that each hold little do not
+    drive out one of elsewhere that holds more, such as a large document.
+    """
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
-        self._held: dict[Callable[[], None], int] = {}
+        self._held: dict[Callable[[], None], _Holding] = {}
         self.total = 0
         """How many bytes all of them hold."""
 
-    def note(self, end: Callable[[], None], held_bytes: int) -> None:
+    def of(self, address: str) -> Share:
+        """The budget, for a peer at this address."""
+        return Share(self, address)
+
+    def note(self, end: Callable[[], None], held_bytes: int, address: str = "") -> None:
         """Note what a peer makes us hold now. `end` stands for it, and is called if it has to go.
 
         That may be any of them.
         """
-        self.total += held_bytes - self._held.get(end, 0)
-        self._held[end] = held_bytes
+        before = self._held.get(end)
+        self.total += held_bytes - (before.held_bytes if before else 0)
+        self._held[end] = _Holding(address, held_bytes)
         while self.total > self._bytes_max:
-            greatest = max(self._held, key=self._held.__getitem__)
+            greatest = self._greatest()
             self.leave(greatest)
             greatest()
 
     def leave(self, end: Callable[[], None]) -> None:
         """A peer is gone, and with it all that it made us hold."""
-        self.total -= self._held.pop(end, 0)
+        holding = self._held.pop(end, None)
+        if holding is not None:
+            self.total -= holding.held_bytes
+
+    def _greatest(self) -> Callable[[], None]:
+        totals: Counter[str] = Counter()
+        for holding in self._held.values():
+            totals[holding.address] += holding.held_bytes
+        address = max(totals, key=totals.__getitem__)
+        ends = (end for end, holding in self._held.items() if holding.address == address)
+        return max(ends, key=lambda end: self._held[end].held_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A budget, as a peer at one address sees it."""
+
+    budget: Budget
+    address: str
+
+    def note(self, end: Callable[[], None], held_bytes: int) -> None:
+        """See `Budget.note`."""
+        self.budget.note(end, held_bytes, self.address)
+
+    def leave(self, end: Callable[[], None]) -> None:
+        """See `Budget.leave`."""
+        self.budget.leave(end)
+
+
+class _Holding(NamedTuple):
+    address: str
+    held_bytes: int

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import trio
 
 from trio_p2p import limits
-from trio_p2p.blip.load import Budget
+from trio_p2p.blip.load import Budget, Share
 from trio_p2p.errors import ConflictError, ConnectionLostError, ReplicationError, TrioP2PError
 from trio_p2p.ids import DocumentID
 from trio_p2p.model.conflict import ProposalStatus, judge_proposal
@@ -104,7 +104,7 @@ class PassiveSession:
         transport: MessageTransport,
         collections: Sequence[Collection],
         journal: Journal,
-        budget: Budget | None = None,
+        budget: Budget | Share | None = None,
         *,
         on_asked: Callable[[], None] = lambda: None,
         read_only: bool = False,

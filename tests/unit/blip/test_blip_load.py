@@ -76,3 +76,19 @@ def test_who_leaves_holds_nothing():
     budget.leave(holder.end)
     assert budget.total == 0
     assert holder.ended == 0
+
+
+def test_of_the_address_that_holds_most_the_one_that_holds_most_goes():
+    """A crowd that holds little each does not drive out one that holds more than each of them."""
+    budget = Budget(100)
+    honest, crowd = Holder(), [Holder() for _ in range(9)]
+    share = budget.of("honest")
+    share.note(honest.end, 30)
+    for number, holder in enumerate(crowd):
+        budget.of("crowd").note(holder.end, 6 + number)
+    assert honest.ended == 0
+    # The last but one would have been too much, and then the last.
+    assert [holder.ended for holder in crowd] == [0] * 7 + [1, 1]
+    assert budget.total == 30 + sum(range(6, 13))
+    share.leave(honest.end)
+    assert budget.total == sum(range(6, 13))
