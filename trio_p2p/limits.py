@@ -212,6 +212,8 @@ PASSWORD_FILE_BYTES_MAX: Final = 16 * MIB
 USERNAME_CHARACTERS_MAX: Final = 255
 # An anonymous identity is replaced this long before it expires.
 IDENTITY_RENEWAL_DAYS: Final = 30
+# Where that fails it is tried again after this long, not for each connection that comes meanwhile.
+IDENTITY_RENEWAL_PAUSE_S: Final = 3600
 # File systems allow names of 255 bytes; a label is a file name there.
 KEY_FILE_NAME_BYTES_MAX: Final = 240
 # The Credential Locker of Windows takes 2,560 bytes, two for each character, and user names of 512

@@ -46,28 +46,39 @@ class AnonymousIdentity:
         self._key_store = key_store
         self._run_sync = run_sync or trio.to_thread.run_sync
         self._identity: TLSIdentity | None = None
+        self._renew_at: datetime | None = None
         self._looking = trio.Lock()
 
     async def current(self, now: datetime) -> TLSIdentity:
         """The identity to use now (aware). It is renewed IDENTITY_RENEWAL_DAYS before it expires.
 
+        While one task renews it, which may take long where a key store is locked, the others use
+        the one there is.
+
         Raises: ConfigurationError if what is kept is damaged, KeyStoreError; but once there is one,
         they are only logged. Cancelling: safe; an identity that is being made is made and kept.
         """
         await trio.lowlevel.checkpoint()
-        if self._identity is None or _is_due(self._identity, now):
+        if self._identity is None:
             async with self._looking:
                 if self._identity is None:
                     self._identity = await self._run_sync(self._find, now)
-                elif _is_due(self._identity, now):
-                    await self._renew(now)
+        elif self._may_renew(self._identity, now):
+            async with self._looking:
+                await self._renew(now)
         return self._identity
+
+    def _may_renew(self, identity: TLSIdentity, now: datetime) -> bool:
+        if self._looking.locked() or not _is_due(identity, now):
+            return False
+        return self._renew_at is None or now >= self._renew_at
 
     async def _renew(self, now: datetime) -> None:
         """Renew it. Where that is not possible it is good for some more days, and tried again."""
         try:
             self._identity = await self._run_sync(self._find, now)
         except ConfigurationError:
+            self._renew_at = now + timedelta(seconds=limits.IDENTITY_RENEWAL_PAUSE_S)
             logger.exception("the anonymous identity %r cannot be renewed", self._label)
 
     def _find(self, now: datetime) -> TLSIdentity:

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from trio_p2p import limits
 from trio_p2p.errors import ConfigurationError, KeyStoreError
@@ -85,5 +86,31 @@ async def test_one_that_cannot_be_renewed_is_used_on(caplog):
 
     source = anonymous(Locked())
     first = await source.current(NOW)
-    assert await source.current(first.expiration - MARGIN) is first
-    assert "cannot be renewed" in caplog.text
+    due = first.expiration - MARGIN
+    pause = timedelta(seconds=limits.IDENTITY_RENEWAL_PAUSE_S)
+    # Nobody can make it be tried all the time by connecting all the time.
+    for at, attempts in ((due, 1), (due, 1), (due + pause / 2, 1), (due + pause, 2)):
+        assert await source.current(at) is first
+        assert caplog.text.count("cannot be renewed") == attempts
+
+
+async def test_others_use_the_old_one_while_a_locked_store_keeps_the_renewal_waiting(nursery):
+    """They would wait before they have a place, as many as connect."""
+    unlocked = trio.Event()
+
+    async def run_sync(function, *args):
+        if due in args:
+            await unlocked.wait()
+        return function(*args)
+
+    due = None
+    source = AnonymousIdentity("listener", MemoryKeyStore(), run_sync=run_sync)
+    first = await source.current(NOW)
+    due = first.expiration - MARGIN
+    nursery.start_soon(source.current, due)
+    await wait_all_tasks_blocked()
+    for _ in range(3):
+        assert await source.current(due) is first
+    unlocked.set()
+    await wait_all_tasks_blocked()
+    assert await source.current(due) is not first
