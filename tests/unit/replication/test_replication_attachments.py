@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trio_p2p import limits
 from trio_p2p.errors import InvalidDocumentError
 from trio_p2p.model.blob import digests, format_digest, named_blobs, with_blobs
 from trio_p2p.model.codec import decode_body
@@ -44,6 +47,31 @@ def test_they_go_on_beside_what_is_listed_for_a_peer():
     body = {"photo": BLOB, "_attachments": {"photo.png": STUB}}
     told = orjson.loads(with_stubs(orjson.dumps(body)))
     assert told["_attachments"] == {"photo.png": STUB, "blob_/photo": STUB}
+
+
+@pytest.mark.parametrize("value", [None, 1, "x", [], [{"photo.png": STUB}]])
+def test_what_is_no_list_is_left_alone(value):
+    body = orjson.dumps({"photo": BLOB, "_attachments": value})
+    assert orjson.loads(with_stubs(body)) == orjson.loads(body)
+
+
+def test_a_list_that_would_be_larger_than_a_body_is_left_out(monkeypatch):
+    body = {"x" * 1_000: [BLOB] * 50, "photo": BLOB}
+    monkeypatch.setattr(limits, "BODY_BYTES_MAX", 100_000)
+    assert len(orjson.loads(with_stubs(orjson.dumps(body)))["_attachments"]) == 51
+    monkeypatch.setattr(limits, "BODY_BYTES_MAX", 40_000)
+    assert orjson.loads(with_stubs(orjson.dumps(body))) == body
+
+
+def test_long_paths_to_many_values_keep_nobody_waiting():
+    """Written for each of them, these would be gigabytes."""
+    value = {"photo": BLOB, "many": [[{}] * 1_000] * 50}
+    for _ in range(50):
+        value = {"x" * 20_000: value}
+    began = time.process_time()
+    told = orjson.loads(with_stubs(orjson.dumps(value)))
+    assert time.process_time() - began < 2
+    assert len(told["_attachments"]) == 1
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b'{"_id":1}', b'{"_attachments":1,"_rev":2}'])

@@ -323,6 +323,26 @@ async def test_a_subscriber_is_offered_everything_and_sent_what_it_wants(client,
     assert not server.session.busy
 
 
+async def test_a_document_that_no_message_holds_is_withheld_and_others_are_sent(
+    client, notes, server, monkeypatch
+):
+    """Its JSON may be longer than what came: or whoever pushes it keeps others from pulling."""
+    await notes.put("a", {"n": 1})
+    await notes.put("b", {"text": "x" * 2_000})
+    await notes.put("c", {"n": 3})
+    client.wants_all = True
+    await client.open()
+    monkeypatch.setattr(limits, "MESSAGE_BYTES_MAX", 1_000)
+    await client.ask("subChanges")
+    await wait_all_tasks_blocked()
+    assert sorted(client.revisions()) == ["a", "c"]
+    [withheld] = [m.properties for m in client.heard if m.properties["Profile"] == "norev"]
+    assert (withheld["id"], withheld["error"]) == ("b", "413")
+    assert not server.ended
+    [(failed, error)] = [(e.document_id, e.error) for e in server.journal.failures]
+    assert (failed, error.status) == ("b", 413)
+
+
 @pytest.mark.behaviour("S4a")
 @pytest.mark.parametrize("running", ["false", "true"])
 @pytest.mark.parametrize("following", ["false", "true"])

@@ -19,6 +19,7 @@ from trio_p2p.errors import (
     BlobNotFoundError,
     ConnectionLostError,
     InvalidDocumentError,
+    LocalProtocolError,
     PeerError,
     RemoteProtocolError,
     TrioP2PError,
@@ -72,6 +73,7 @@ from trio_p2p.replication.profiles.replies import (
 from trio_p2p.replication.profiles.requests import READERS, change_row, proposal_row
 
 SUBPROTOCOL = "BLIP_3+CBMobile_4"
+STATUS_TOO_LARGE = 413
 
 
 class CouchbaseProfile:
@@ -243,7 +245,17 @@ class CouchbaseProfile:
             on_outcome(sent, outcome_of(reply))
 
         message = self._message("rev", collection, properties, body, compressed=True)
-        self._peer.send(message, on_reply)
+        try:
+            self._peer.send(message, on_reply)
+        except LocalProtocolError as exc:
+            # As JSON it may be longer than a message is. Nobody else's documents must suffer.
+            reason = f"it cannot be sent: {exc.message}"
+            number = STATUS_TOO_LARGE
+            lost = NoRevision(
+                collection, sent.document_id, revision.id, sent.sequence, number, reason
+            )
+            self.send_no_revision(lost)
+            on_outcome(sent, RevisionOutcome(number, reason))
 
     async def _ask(self, message: Message) -> Message:
         reply = await self._peer.request(message)
