@@ -211,7 +211,7 @@ class Puller:
         document_id = self._requested.pop(sequence)
         error = PeerError("HTTP", message.status, message.reason)
         if error.retryable:
-            self._failed.setdefault(document_id, sequence)
+            self._note_failed(document_id, sequence)
         else:
             self._complete(document_id, sequence)
         self._link.journal.failed(Direction.PULL, self._link.collection, document_id, error)
@@ -298,9 +298,14 @@ class Puller:
             self._resolver.add(sent.document_id)
         # What failed for now stays open, so that the checkpoint makes the next session ask again.
         if outcome.retryable:
-            self._failed.setdefault(sent.document_id, sent.sequence)
+            self._note_failed(sent.document_id, sent.sequence)
         else:
             self._complete(sent.document_id, sent.sequence)
+
+    def _note_failed(self, document_id: DocumentID, sequence: RemoteSequence) -> None:
+        """To be asked for again: in this session, or with too many of them, in the next one."""
+        if len(self._failed) < limits.SEQUENCE_GAPS_MAX:
+            self._failed.setdefault(document_id, sequence)
 
     def _complete(self, document_id: DocumentID, sequence: RemoteSequence) -> None:
         """A revision of a document is here, or will not be asked for again."""

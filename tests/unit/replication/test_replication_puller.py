@@ -3,6 +3,7 @@
 import pytest
 from trio.testing import wait_all_tasks_blocked
 
+from trio_p2p import limits
 from trio_p2p.errors import ClockSkewError, PeerError, RemoteProtocolError
 from trio_p2p.ids import SourceID
 from trio_p2p.model.codec import encode_body
@@ -134,6 +135,16 @@ async def test_a_revision_that_was_not_asked_for_is_refused_and_holds_nothing_up
     for _ in range(2):
         await pull.send("1", "a", revision())
     assert (pull.sequences.reached, pull.puller.busy) == ("1", False)
+
+
+async def test_of_very_many_that_failed_for_now_some_wait_for_the_next_session(pull, monkeypatch):
+    monkeypatch.setattr(limits, "SEQUENCE_GAPS_MAX", 2)
+    for number in range(1, 5):
+        await pull.offer((str(number), f"d{number}", revision()))
+        await pull.withhold(str(number), f"d{number}", 503)
+    assert list(pull.puller._failed) == ["d1", "d2"]
+    assert pull.sequences.reached is None
+    assert not pull.puller.busy
 
 
 async def test_documents_that_were_not_subscribed_to_are_not_wanted(database, nursery):
