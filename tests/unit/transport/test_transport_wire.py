@@ -88,7 +88,7 @@ async def test_a_message_in_endless_pieces_ends_the_connection(data):
         piece = protocol.send(BytesMessage(data=data, message_finished=False))
         first, rest = piece, b"\x00" + piece[1:]  # A continuation frame.
         await stream.send_all(first + rest * limits.MESSAGE_PIECES_MAX)
-        with pytest.raises(ConnectionLostError) as info:
+        with trio.fail_after(20), pytest.raises(ConnectionLostError) as info:
             await transport.receive()
         assert info.value.code == 1006
 
