@@ -1,147 +1,150 @@
 """Whole peers that write, exchange, lose connections and crash, in any order, end up equal."""
 
-import shutil
-import tempfile
-from contextlib import ExitStack, suppress
-from itertools import combinations, pairwise
-from pathlib import Path
-
 import pytest
 import trio
-from hypothesis import settings
+from fleet_machine import (
+    NAMES,
+    NODES_MAX,
+    NOTES,
+    FleetMachine,
+    accidents,
+    contents,
+    directions,
+    edges,
+    moments,
+    names,
+    nodes,
+    pairs,
+    route,
+    run_machine,
+    seconds,
+    seeds,
+    shaped,
+    shapes,
+    skews,
+)
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import initialize, precondition, rule
 
-from trio_p2p.errors import StoreClosedError
-from trio_p2p.testing.driver import TrioDriver
+from trio_p2p.ids import DocumentID
+from trio_p2p.model.resolvers import local_wins, remote_wins
 from trio_p2p.testing.histories import RESOLVERS
-from trio_p2p.testing.peers import Fleet, Node, scripted_delays
-from trio_p2p.testing.witness import Witness
-from trio_p2p.transport.memory import Faults
 
-NODES_MAX = 4
-SKEW_S_MAX = 50
-DOCUMENTS = "abcd"
-
-nodes = st.integers(0, NODES_MAX - 1)
-# Two nodes that differ: one, and how far from it the other is.
-pairs = st.tuples(nodes, st.integers(1, 2))
-documents = st.sampled_from(DOCUMENTS)
-skews = st.integers(-SKEW_S_MAX, SKEW_S_MAX)
-directions = st.sampled_from(
-    ({"push": True, "pull": True}, {"push": True, "pull": False}, {"push": False, "pull": True})
+SOME = tuple(DocumentID(document) for document in "ab")
+# These settle a conflict differently on each side.
+SIDED = (local_wins, remote_wins)
+# How two peers are joined for good, with the first one active: by one exchange, or by two. Most
+# carry everything both ways.
+JOINTS = (
+    [{}],
+    [{}],
+    [{}],
+    [{"push": False}, {"pull": False}],
+    [{"push": False}],
+    [{"pull": False}],
+    [{"document_ids": SOME}],
+    [{"push_filter": frozenset(SOME)}],
+    [{"pull_filter": frozenset(SOME)}],
+    [{"push_filter": frozenset(SOME[:1]), "pull_filter": frozenset(SOME)}],
+    [{"collections": (NOTES,)}],
+    "mutual pulls",
 )
-seconds = st.sampled_from((0.0, 0.3, 2.0))
-seeds = st.integers(0, 1_000)
-# What happens as the message of this number is about to be sent, the first being 0.
-accidents = st.dictionaries(
-    st.integers(0, 15),
-    st.sampled_from(("crash active", "crash passive", "edit active", "edit passive")),
-    max_size=2,
-)
-cuts = st.none() | st.integers(0, 15)
 
 
-@pytest.mark.behaviour("X1", "X2b")
-class Convergence(RuleBasedStateMachine):
-    """Commits check the checkpoints, undisturbed exchanges that they left nothing undone."""
-
-    def __init__(self):
-        super().__init__()
-        self.cleanup = ExitStack()
-        directory = tempfile.mkdtemp(prefix="convergence-")
-        self.cleanup.callback(shutil.rmtree, directory)
-        self.directory = Path(directory)
-        self.witness = Witness()
-        self.cleanup.enter_context(self.witness.watching())
-        self.driver = TrioDriver()
-        self.cleanup.callback(self.driver.close)
-        self.edits = 0
-        self.broken = False
+class Convergence(FleetMachine):
+    """Peers in any topology; where it joins them both ways they end up equal."""
 
     @initialize(
-        skews=st.lists(skews, min_size=3, max_size=NODES_MAX),
+        skews=st.lists(skews, min_size=2, max_size=NODES_MAX),
         commits_s=st.tuples(*[seconds] * NODES_MAX),
-        resolver=st.sampled_from(RESOLVERS),
+        resolver=st.sampled_from(RESOLVERS) | st.sampled_from(SIDED),
+        shape=shapes,
+        data=st.data(),
     )
-    def open_nodes(self, skews, commits_s, resolver):
-        opened = [Node(n, self.directory / str(n), skew_s) for n, skew_s in enumerate(skews)]
-        self.fleet = Fleet(opened, resolver, self.witness)
-        for node, commit_s in zip(opened, commits_s, strict=False):
+    def open_nodes(self, skews, commits_s, resolver, shape, data):
+        self.open_fleet(skews, resolver)
+        # Where each side prefers its own, one node must never resolve: the centre of a star.
+        self.centre = self.node(0) if resolver in SIDED else None
+        for node, commit_s in zip(self.fleet.nodes, commits_s, strict=False):
             node.commit_s = commit_s
-            self.driver.nursery.start_soon(node.run)
-            self.run(node.wait_open)
+        self.routes = []
+        for pair in shaped("star" if self.centre else shape, self.fleet.nodes):
+            first, second = self.turned(pair, data.draw(st.booleans()))
+            joint = data.draw(st.sampled_from(JOINTS[:-1] if self.centre else JOINTS))
+            if joint == "mutual pulls":
+                self.routes.append(route(first, second, push=False))
+                self.routes.append(route(second, first, push=False))
+            else:
+                self.routes += [route(first, second, **settings) for settings in joint]
 
-    @rule(node=nodes, document=documents)
-    def put(self, node, document):
-        self.run(self.edit, self.node(node), document)
+    @rule(node=nodes, name=names, content=contents)
+    def put(self, node, name, content):
+        self.run(self.edit, self.node(node), name, content)
 
-    @rule(node=nodes, document=documents)
-    def delete(self, node, document):
-        self.run(self.fleet.delete, self.node(node), document)
+    @rule(node=nodes, name=names)
+    def delete(self, node, name):
+        self.run(self.fleet.delete, self.node(node), name)
 
     @rule(node=nodes)
     def put_all(self, node):
-        for document in DOCUMENTS:
-            self.run(self.edit, self.node(node), document)
+        for name in NAMES:
+            self.run(self.edit, self.node(node), name)
 
-    @rule(pair=pairs, document=documents)
-    def put_at_both(self, pair, document):
+    @rule(pair=pairs, name=names, content=contents)
+    def put_at_both(self, pair, name, content):
         for node in self.pair(pair):
-            self.run(self.edit, node, document)
+            self.run(self.edit, node, name, content)
 
-    @rule(pair=pairs, document=documents)
-    def delete_at_one_and_put_at_another(self, pair, document):
+    @rule(pair=pairs, name=names)
+    def delete_at_one_and_put_at_another(self, pair, name):
         node, other = self.pair(pair)
-        self.run(self.fleet.delete, node, document)
-        self.run(self.edit, other, document)
+        self.run(self.fleet.delete, node, name)
+        self.run(self.edit, other, name)
 
     @rule(node=nodes, skew_s=skews, seconds=st.integers(0, 60))
     def set_clock(self, node, skew_s, seconds):
         self.run(trio.sleep, seconds)
         self.node(node).skew_s = skew_s
 
-    @rule(pair=pairs, direction=directions)
-    def exchange(self, pair, direction):
+    @rule(edge=edges, pair=pairs, direction=directions)
+    def exchange(self, edge, pair, direction):
         undisturbed = not self.fleet.exchanges
-        exchange = self.fleet.connect(*self.pair(pair), **direction)
+        exchange = self.fleet.connect(self.choose(edge, pair, direction))
         run = self.fleet.run_undisturbed if undisturbed else self.fleet.run
         self.run(run, exchange)
 
     @rule(
+        edge=edges,
         pair=pairs,
         direction=directions,
-        cut=cuts,
+        cut=st.none() | moments,
         torn=st.booleans(),
         seed=seeds,
         accidents=accidents,
-        document=documents,
+        commits=st.none() | st.integers(0, 5),
+        name=names,
+        conflicting=st.booleans(),
     )
-    def exchange_with_accidents(self, pair, direction, cut, torn, seed, accidents, document):
-        active, passive = self.pair(pair)
-        faults = self.faults(active, passive, cut, torn, seed, accidents, document)
-        exchange = self.fleet.connect(active, passive, faults=faults, **direction)
-        self.run(self.fleet.run, exchange)
+    def exchange_with_accidents(
+        self, edge, pair, direction, cut, torn, seed, accidents, commits, name, conflicting
+    ):
+        taken = self.choose(edge, pair, direction)
+        if conflicting:
+            self.run(self.edit, taken.active, name)
+            self.run(self.edit, taken.passive, name)
+        taken.active.commits_left = commits
+        faults = self.faults(taken, cut, torn, seed, accidents, name)
+        self.run(self.fleet.run, self.fleet.connect(taken, faults=faults))
+        taken.active.commits_left = None
 
-    @rule(pair=pairs, direction=directions, seed=seeds)
-    def open_link(self, pair, direction, seed):
-        active, passive = self.pair(pair)
-        if any((link.active, link.passive) == (active, passive) for link in self.fleet.exchanges):
-            # Of many that share one checkpoint, one may never get to save it.
-            return
-        faults = self.faults(active, passive, None, False, seed, {}, "a")
-        exchange = self.fleet.connect(active, passive, continuous=True, faults=faults, **direction)
-        self.driver.nursery.start_soon(self.fleet.run, exchange)
+    @rule(edge=edges, pair=pairs, direction=directions, seed=seeds)
+    def leave_a_link_open(self, edge, pair, direction, seed):
+        self.open_link(self.choose(edge, pair, direction), seed)
 
     @precondition(lambda self: self.fleet.exchanges)
     @rule(index=st.integers(0, 10), gracefully=st.booleans())
-    def close_link(self, index, gracefully):
-        link = self.fleet.exchanges[index % len(self.fleet.exchanges)]
-        if gracefully:
-            link.stop()
-        else:
-            link.cut()
-        self.run(link.ended.wait)
+    def close_a_link(self, index, gracefully):
+        self.close_link(index, gracefully)
 
     @rule(seconds=seconds)
     def let_links_run(self, seconds):
@@ -152,58 +155,61 @@ class Convergence(RuleBasedStateMachine):
         self.fleet.crash(self.node(node))
         self.run(self.node(node).wait_open)
 
-    @rule(order=st.permutations(range(NODES_MAX)), chained=st.booleans())
-    def settle(self, order, chained):
-        while self.fleet.exchanges:
-            self.close_link(0, gracefully=True)
-        ordered = [self.fleet.nodes[n] for n in order if n < len(self.fleet.nodes)]
-        links = pairwise(ordered) if chained else combinations(ordered, 2)
-        self.run(self.fleet.settle, links)
+    @rule(data=st.data())
+    def settle(self, data):
+        self.close_links()
+        self.run(self.fleet.settle, data.draw(st.permutations(self.routes)))
 
-    def teardown(self):
-        with self.cleanup:
-            if self.broken:
-                return
-            self.settle(range(NODES_MAX), chained=False)
-            tasks = self.driver.nursery.child_tasks
-            assert len(tasks) == len(self.fleet.nodes), tasks
+    @rule()
+    def calm(self):
+        for taken in self.routes:
+            self.open_link(taken, 0)
+        self.run(self.fleet.calm, self.routes)
 
-    def run(self, function, *args):
-        """Run it in the loop. After a failure there is nothing left to settle."""
-        try:
-            self.driver.run(function, *args)
-        except BaseException:
-            self.broken = True
-            raise
+    def choose(self, edge, pair, direction):
+        """A route for good, or between any two that meet once."""
+        if edge is not None:
+            return self.routes[edge % len(self.routes)]
+        first, second = self.pair(pair)
+        if self.centre and self.centre not in (first, second):
+            second = self.centre
+        return route(*self.turned((first, second), False), **direction)
 
-    def node(self, number):
-        return self.fleet.nodes[number % len(self.fleet.nodes)]
+    def turned(self, pair, turn):
+        """The two, the other way round if told so; a centre is always the passive one."""
+        first, second = pair
+        if self.centre:
+            turn = first is self.centre
+        return (second, first) if turn else (first, second)
 
-    def pair(self, pair):
-        number, distance = pair
-        number %= len(self.fleet.nodes)
-        return self.node(number), self.node(number + distance)
-
-    def faults(self, active, passive, cut, torn, seed, accidents, document):
-        happenings = {
-            "crash active": lambda: self.fleet.crash(active),
-            "crash passive": lambda: self.fleet.crash(passive),
-            "edit active": lambda: self.edit_meanwhile(active, document),
-            "edit passive": lambda: self.edit_meanwhile(passive, document),
-        }
-        events = {number: happenings[accident] for number, accident in accidents.items()}
-        delay_s = scripted_delays(seed, events)
-        return Faults(delay_s=delay_s, cut_after_messages=cut, torn=torn)
-
-    def edit_meanwhile(self, node, document):
-        self.driver.nursery.start_soon(self.edit, node, document)
-
-    async def edit(self, node, document):
-        self.edits += 1
-        # A crash may come between: then the edit was not acknowledged.
-        with suppress(StoreClosedError):
-            await self.fleet.put(node, document, {str(node.number): self.edits})
+    def finish(self):
+        self.close_links()
+        self.run(self.fleet.settle, self.routes)
 
 
-TestConvergence = Convergence.TestCase
-TestConvergence.settings = settings(stateful_step_count=25)
+@pytest.mark.behaviour("X1", "X2b")
+def test_peers_converge_whatever_happens():
+    run_machine(
+        Convergence,
+        examples=200,
+        reaching=[
+            "document pushed",
+            "document pulled",
+            "conflict resolved",
+            "merge stored",
+            "delta pushed",
+            "delta pulled",
+            "blob pushed",
+            "blob pulled",
+            "proposal answered 0",
+            "proposal answered 304",
+            "proposal answered 409",
+            "refused with HTTP 409",
+            "cut before it began",
+            "session failed with 1006",
+            "crash active meanwhile",
+            "crash passive meanwhile",
+            "edit active meanwhile",
+            "edit passive meanwhile",
+        ],
+    )

@@ -54,8 +54,11 @@ def union_resolver(conflict: Conflict) -> dict[str, Any] | Document | None:
     """All fields of both; a live document beats a deletion."""
     if conflict.local is None or conflict.remote is None:
         return conflict.local or conflict.remote
-    local, remote = conflict.local.body, conflict.remote.body
-    return {key: max(local.get(key, 0), remote.get(key, 0)) for key in sorted({*local, *remote})}
+    both = conflict.local.body, conflict.remote.body
+    return {
+        key: max((body[key] for body in both if key in body), key=_rank)
+        for key in sorted({*both[0], *both[1]})
+    }
 
 
 def hash_resolver(conflict: Conflict) -> Document | None:
@@ -79,6 +82,10 @@ RESOLVERS: tuple[ConflictResolver, ...] = (
     hash_resolver,
     older_resolver,
 )
+
+
+def _rank(value: object) -> bytes:
+    return encode_body({"": value})
 
 
 def _checksum(document: Document) -> int:

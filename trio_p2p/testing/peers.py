@@ -1,206 +1,44 @@
-"""Whole peers in one Trio loop: real databases, real sessions, and links in memory that fail.
+"""Whole peers in one Trio loop: real databases, real sessions, links in memory that fail.
 
-The wall clocks follow Trio's clock, each with an error of its own, so that under a mocked clock a
-run is repeated exactly.
+A fleet is some nodes and the exchanges among them. It checks what must hold at each commit, after
+each exchange that nothing disturbed, and when nothing moves any more.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from random import Random
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NamedTuple
 
 import trio
 
-from trio_p2p.errors import ReplicationError
-from trio_p2p.ids import DocumentID, Sequence
+from trio_p2p import limits
+from trio_p2p.errors import DocumentNotFoundError
+from trio_p2p.model.blob import digests
 from trio_p2p.model.conflict import ConflictResolver
 from trio_p2p.model.document import Document, Revision
 from trio_p2p.model.version import Order, Version
-from trio_p2p.replication.checkpoint import Checkpoint, checkpoint_id
-from trio_p2p.replication.journal import Journal
-from trio_p2p.replication.passive import PassiveSession
-from trio_p2p.replication.session import ActiveSession, CollectionPlan, Plan
-from trio_p2p.store import changes, checkpoints, conflicts, documents, schema
-from trio_p2p.store.database import Collection, Database
-from trio_p2p.store.engine import Engine, open_engine
+from trio_p2p.replication.checkpoint import Checkpoint
+from trio_p2p.store import checkpoints, schema
+from trio_p2p.store.expirations import microseconds, moment
 from trio_p2p.store.records import ChangeRow
-from trio_p2p.store.transaction import WriteTransaction
-from trio_p2p.testing.databases import run_in_place
+from trio_p2p.testing.exchanges import Exchange, Route
+from trio_p2p.testing.nodes import Name, Node
+from trio_p2p.testing.promises import Delivery, deliveries, groups
 from trio_p2p.testing.witness import Witness
-from trio_p2p.transport.memory import Faults, memory_transport_pair
+from trio_p2p.transport.memory import Faults
 
-T = TypeVar("T")
-
+# By how much a clock may be wrong while two of them still accept each other's versions.
+SKEW_S_MAX: Final = 50
 _SECOND_NS: Final = 10**9
-_START_NS: Final = 1_700_000_000 * _SECOND_NS
-_MAP_BYTES: Final = 2**26
-# Longer than any exchange here takes: only one that hangs gets here.
-_HANG_S: Final = 10_000
-_FEED_ROWS: Final = 1_000
-
-
-class Node:
-    """A peer: a database that is opened again whenever it crashes.
-
-    Its clock is wrong by `skew_s`, and each of its commits takes `commit_s`. `on_commit` is called
-    after each.
-    """
-
-    database: Database
-
-    def __init__(self, number: int, path: Path, skew_s: int) -> None:
-        self.number = number
-        self.skew_s = skew_s
-        self.commit_s = 0.0
-        self.on_commit: Callable[[], None] = lambda: None
-        self._path = path
-        self._crashed = trio.Event()
-        self._opened = trio.Event()
-
-    def __repr__(self) -> str:
-        return f"<Node {self.number}>"
-
-    @property
-    def collection(self) -> Collection:
-        """Where all its documents are."""
-        return self.database.default_collection
-
-    @property
-    def is_open(self) -> bool:
-        """Whether its database is open: not so for a moment after a crash."""
-        return self._opened.is_set() and not self.database.engine.closed
-
-    def clock(self) -> int:
-        """Its wall clock in nanoseconds."""
-        return _START_NS + round((trio.current_time() + self.skew_s) * _SECOND_NS)
-
-    async def run(self) -> NoReturn:
-        """Hold the database open. Cancelling: closes it."""
-        await self._create()
-        while True:
-            async with self._open() as engine:
-                self.database = Database(engine)
-                self._opened.set()
-                await self._crashed.wait()
-            self._crashed = trio.Event()
-
-    async def wait_open(self) -> None:
-        """Wait until the database is open. Cancelling: safe."""
-        await self._opened.wait()
-
-    def crash(self) -> None:
-        """Lose everything that was not committed; the database is opened again at once."""
-        if not self.is_open:
-            return
-        self._opened = trio.Event()
-        self.database.engine.abort()
-        self._crashed.set()
-
-    def feed(self) -> list[ChangeRow]:
-        """The latest change of every document."""
-        with self.database.engine.read() as txn:
-            return changes.read_since(txn, self.collection.number, Sequence(0), _FEED_ROWS).rows
-
-    def revision(self, document_id: DocumentID) -> Revision | None:
-        """The document, or its tombstone."""
-        with self.database.engine.read() as txn:
-            stored = documents.get(txn, self.collection.number, document_id)
-        return stored.revision if stored else None
-
-    def revisions(self) -> dict[DocumentID, Revision]:
-        """Every document, tombstones included."""
-        found = {row.document_id: self.revision(row.document_id) for row in self.feed()}
-        return {name: revision for name, revision in found.items() if revision is not None}
-
-    def waiting(self, document_id: DocumentID) -> list[Revision]:
-        """Its revisions that wait for a resolver."""
-        with self.database.engine.read() as txn:
-            return conflicts.of_document(txn, self.collection.number, document_id)
-
-    async def _create(self) -> None:
-        """Make the database with an identity that is the same in every run."""
-
-        def job(txn: WriteTransaction) -> None:
-            identity = bytes([self.number + 1]) * 16
-            txn.raw.put(schema.META_DATABASE_ID, identity, db=txn.tables.meta)
-            txn.raw.put(schema.META_SOURCE_ID, identity, db=txn.tables.meta)
-
-        async with self._open() as engine:
-            await engine.write(job)
-
-    def _open(self) -> AbstractAsyncContextManager[Engine]:
-        return open_engine(
-            self._path,
-            map_size_max=_MAP_BYTES,
-            clock=self.clock,
-            run_sync=self._run_slowly,
-            sync=False,
-        )
-
-    async def _run_slowly(self, function: Callable[..., T], *args: Any) -> T:
-        await trio.sleep(self.commit_s)
-        result = await run_in_place(function, *args)
-        if self.is_open:
-            self.on_commit()
-        return result
-
-
-class Exchange:
-    """One connection: an active session at one node, a passive one at another."""
-
-    def __init__(self, active: Node, passive: Node, plan: Plan, faults: Faults) -> None:
-        self.active = active
-        self.passive = passive
-        self.plan = plan
-        self.journal = Journal()
-        self.passive_journal = Journal()
-        self.failures: list[ReplicationError] = []
-        self._may_fail = faults.cut_after_messages is not None
-        self.ended = trio.Event()
-        self._transport, other_end = memory_transport_pair(faults=faults)
-        self._session = ActiveSession(
-            self._transport,
-            plan,
-            self.journal,
-            on_activity=lambda busy: None,
-            on_healthy=lambda: None,
-            now_s=lambda: active.clock() // _SECOND_NS,
-        )
-        self._served = PassiveSession(other_end, [passive.collection], self.passive_journal)
-
-    @property
-    def moved(self) -> int:
-        """Documents pushed, pulled and resolved."""
-        done = self.journal.statistics()
-        return done.documents_pushed + done.documents_pulled + done.conflicts_resolved
-
-    async def run(self) -> None:
-        """Run both sessions to their end; what they fail with is kept in `failures`."""
-        with trio.fail_after(math.inf if self.plan.continuous else _HANG_S):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._keep_failure, self._session.run)
-                nursery.start_soon(self._keep_failure, self._served.run)
-        assert self._may_fail or not self.failures, self.failures
-
-    async def _keep_failure(self, run: Callable[[], Awaitable[object]]) -> None:
-        try:
-            await run()
-        except ReplicationError as exc:
-            self.failures.append(exc)
-
-    def stop(self) -> None:
-        """Ask the active side to end in peace."""
-        self._session.request_stop()
-
-    def cut(self) -> None:
-        """Cut the connection."""
-        self._may_fail = True
-        self._transport.cut()
+# Far longer than standing exchanges without delays take to pass everything on along any chain, once
+# what was refused while clocks were wrong was tried again.
+_QUIET_S: Final = 100 + limits.RETRY_DOCUMENTS_S_MAX
 
 
 class Fleet:
@@ -209,49 +47,44 @@ class Fleet:
     def __init__(self, nodes: list[Node], resolver: ConflictResolver, witness: Witness) -> None:
         self.nodes = nodes
         for node in nodes:
-            node.on_commit = partial(self._check_checkpoints, node)
+            node.on_commit = partial(self._note_commit, node)
         self.exchanges: list[Exchange] = []
+        self.standing: list[Route] = []
+        """Routes that something else than exchanges runs over; their checkpoints hold too."""
+        self.on_end: Callable[[Exchange], None] = lambda exchange: None
+        """Called with each exchange that has ended."""
+        self.witness = witness
         self._resolver = resolver
-        self._witness = witness
-        self._written: list[tuple[DocumentID, Version]] = []
+        self._written: list[_Written] = []
+        # Where documents were forgotten that checkpoints say are there.
+        self._forgotten: dict[Name, set[Node]] = defaultdict(set)
 
-    # --- Steps ---
+    # --- Edits -----------------------------------------------------------------------------------
 
-    async def put(self, node: Node, document_id: str, body: dict[str, int]) -> None:
+    async def put(self, node: Node, name: Name, body: Mapping[str, Any]) -> None:
         """Write a document. Raises StoreClosedError if the node crashes before it is durable."""
-        self._note(await node.collection.put(document_id, body))
+        collection = node.database.collection(name.collection)
+        self._note(node, await collection.put(name.document, body))
 
-    async def delete(self, node: Node, document_id: str) -> None:
+    async def edit(self, node: Node, name: Name, fields: Mapping[str, Any]) -> None:
+        """Set some fields of a document, which may be absent. Raises as `put`."""
+        current = node.database.collection(name.collection).get(name.document)
+        await self.put(node, name, (current.body if current else {}) | dict(fields))
+
+    async def delete(self, node: Node, name: Name) -> None:
         """Delete a document if there is one."""
-        if node.collection.get(document_id) is not None:
-            self._note(await node.collection.delete(document_id))
+        collection = node.database.collection(name.collection)
+        # An exchange may delete it first.
+        with suppress(DocumentNotFoundError):
+            self._note(node, await collection.delete(name.document))
 
-    def crash(self, node: Node) -> None:
-        """Let a node crash: its connections are cut, and it opens again."""
-        for exchange in self.exchanges:
-            if node in (exchange.active, exchange.passive):
-                exchange.cut()
-        node.crash()
+    # --- Exchanges -------------------------------------------------------------------------------
 
     def connect(
-        self,
-        active: Node,
-        passive: Node,
-        *,
-        push: bool = True,
-        pull: bool = True,
-        continuous: bool = False,
-        faults: Faults | None = None,
+        self, route: Route, *, continuous: bool = False, faults: Faults | None = None
     ) -> Exchange:
         """Make an exchange, for `run`."""
-        plan = Plan(
-            f"memory:{passive.number}",
-            (CollectionPlan(active.collection, self._resolver),),
-            push=push,
-            pull=pull,
-            continuous=continuous,
-        )
-        exchange = Exchange(active, passive, plan, faults or Faults())
+        exchange = Exchange(route, self._resolver, continuous=continuous, faults=faults or Faults())
         self.exchanges.append(exchange)
         return exchange
 
@@ -259,38 +92,32 @@ class Fleet:
         """Run an exchange to its end, and until both nodes are open."""
         try:
             await exchange.run()
-            await self._wait_open(exchange.active, exchange.passive)
+            await self._wait_open(exchange.route.active, exchange.route.passive)
         finally:
             self.exchanges.remove(exchange)
+            self.on_end(exchange)
             exchange.ended.set()
 
     async def run_undisturbed(self, exchange: Exchange) -> None:
         """Run an exchange while nothing else happens, and check that it did all it was to do."""
-        active, passive = exchange.active, exchange.passive
-        push, pull = exchange.plan.push, exchange.plan.pull
-        ours, theirs = active.revisions(), passive.revisions()
+        route = exchange.route
+        nodes = (route.active, route.passive)
+        before = {node: node.revisions() for node in nodes}
+        clocks = {node: node.clock() for node in nodes}
         await self.run(exchange)
-        for name, revision in ours.items() if push else ():
-            # Conflicts are decided by pulling.
-            if pull or name not in theirs or theirs[name].compare(revision) is Order.OLDER:
-                self._check_covers(passive, name, revision.version)
-        for name, revision in theirs.items() if pull else ():
-            self._check_covers(active, name, revision.version)
-
-    async def settle(self, links: Iterable[tuple[Node, Node]]) -> None:
-        """Exchange over these links, active side first, until all nodes hold the same."""
-        links = list(links)
-        for _ in range(4 * len(self.nodes) + 8):
-            moved = 0
-            for active, passive in links:
-                exchange = self.connect(active, passive)
-                await self.run_undisturbed(exchange)
-                moved += exchange.moved
-            if not moved:
-                break
-        else:
-            raise AssertionError("the nodes do not settle")
-        self._check_settled({active for active, _ in links})
+        for name in {name for revisions in before.values() for name in revisions}:
+            if self._forgotten[name]:
+                continue
+            for delivery in deliveries([route], name):
+                source, target, _ = delivery
+                revision, theirs = before[source].get(name), before[target].get(name)
+                ahead = revision.version.time - clocks[target] if revision else 0
+                if revision is None or ahead > limits.CLOCK_SKEW_NS_MAX:
+                    continue
+                # Conflicts are decided by pulling.
+                conflicting = theirs and theirs.compare(revision) is Order.CONFLICTING
+                if delivery.resolving or route.pulls(name) or not conflicting:
+                    self._check_covers(target, name, revision.version)
 
     async def _wait_open(self, *nodes: Node) -> None:
         """Wait until all are open at once: one may crash while another is waited for."""
@@ -298,80 +125,276 @@ class Fleet:
             for node in nodes:
                 await node.wait_open()
 
-    # --- Checks ---
+    # --- What befalls nodes ----------------------------------------------------------------------
+
+    def crash(self, node: Node) -> None:
+        """Let a node crash: its connections are cut, and it opens again."""
+        self._cut(node)
+        node.crash()
+
+    async def purge(self, node: Node, name: Name) -> None:
+        """Let a node forget a document: what it says it has, it has no longer."""
+        self._forgotten[name].add(node)
+        await node.database.collection(name.collection).purge(name.document)
+        self._note_loss(node)
+
+    async def expire(self, node: Node, name: Name, seconds: float) -> None:
+        """Let a node purge a document, if there is one, after some time by its own clock."""
+        collection = node.database.collection(name.collection)
+        when_us = node.clock() // 1_000 + round(seconds * 10**6)
+        # What is due may not be set anew.
+        with suppress(DocumentNotFoundError):
+            await collection.set_expiration(name.document, moment(when_us))
+            self._forgotten[name].add(node)
+
+    async def renew_identity(self, node: Node) -> None:
+        """Let a node take another identity while it is in use; its exchanges are cut then."""
+        for exchange in self._exchanges_of(node):
+            exchange.excuse()
+        await node.database.renew_identity()
+        await self._end_exchanges(node)
+
+    async def recreate_collection(self, node: Node, full_name: str) -> None:
+        """Delete a collection and make it anew, empty; exchanges of the node are cut then."""
+        for exchange in self._exchanges_of(node):
+            exchange.excuse()
+        await node.database.delete_collection(full_name)
+        await node.database.create_collection(full_name)
+        self._note_loss(node)
+        await self._end_exchanges(node)
+
+    async def replace(self, node: Node, copy: Path) -> None:
+        """Let a node go on with an earlier copy of its directory."""
+        last = self._clock_last(node)
+        self._cut(node)
+        node.replace(copy)
+        await node.wait_open()
+        self.witness.forget_sequences(node.database.engine.source)
+        # A rolled back clock would give the same versions again within what it had run ahead.
+        await trio.sleep(max(0, (last - node.clock()) / _SECOND_NS) + 1)
+        self._note_loss(node)
+
+    async def _end_exchanges(self, node: Node) -> None:
+        for exchange in self._exchanges_of(node):
+            exchange.cut()
+            await exchange.ended.wait()
+
+    def add(self, origin: Node, backup: Path) -> None:
+        """Let another node begin with a backup of one. It is yet to be run."""
+        path = backup.with_name(str(len(self.nodes)))
+        node = Node(len(self.nodes), path, origin.skew_s, backup=backup)
+        node.on_commit = partial(self._note_commit, node)
+        self.nodes.append(node)
+        # What the origin was to forget it may have.
+        for nodes in self._forgotten.values():
+            if origin in nodes:
+                nodes.add(node)
+
+    def _cut(self, node: Node) -> None:
+        for exchange in self._exchanges_of(node):
+            exchange.cut()
+
+    def _exchanges_of(self, node: Node) -> list[Exchange]:
+        return [exchange for exchange in self.exchanges if exchange.concerns(node)]
+
+    def _note_loss(self, node: Node) -> None:
+        """What a node lost may be with others; if not, nobody can be asked for it."""
+        kept: list[_Written] = []
+        for written in self._written:
+            _, name, version = written
+            if written.at in (node, None) and not self._covers([node], name, version):
+                if self._covers(self.nodes, name, version):
+                    kept.append(_Written(None, name, version))
+            else:
+                kept.append(written)
+        self._written = kept
+
+    @staticmethod
+    def _clock_last(node: Node) -> int:
+        """The latest timestamp that a node made or saw, as far as it is stored."""
+        with node.database.engine.read() as txn:
+            return schema.counter(txn.raw, txn.tables.meta, schema.META_CLOCK)
+
+    # --- Settling --------------------------------------------------------------------------------
+
+    async def set_clocks_right(self) -> None:
+        """Let clocks be wrong by no more than is harmless, until all versions are accepted."""
+        for node in self.nodes:
+            node.skew_s = max(-SKEW_S_MAX, min(node.skew_s, SKEW_S_MAX))
+        latest = max(map(self._clock_last, self.nodes))
+        ahead = latest - min(node.clock() for node in self.nodes) - limits.CLOCK_SKEW_NS_MAX
+        # A second more, for what is stamped meanwhile.
+        await trio.sleep(max(0, math.ceil(ahead / _SECOND_NS) + 1))
+
+    async def settle(self, routes: Iterable[Route]) -> None:
+        """Exchange over these routes, in this order, until nothing moves; check the promises."""
+        routes = list(routes)
+        await self.set_clocks_right()
+        for _ in range(4 * len(self.nodes) + 8):
+            moved = 0
+            for route in routes:
+                exchange = self.connect(route)
+                await self.run_undisturbed(exchange)
+                moved += exchange.moved
+            if not moved:
+                break
+        else:
+            raise AssertionError("the nodes do not settle")
+        self._check_promises(routes)
+
+    async def calm(self, routes: Iterable[Route]) -> None:
+        """Wait until nothing moves on standing exchanges over these routes; check the promises."""
+        await self.set_clocks_right()
+        await trio.sleep(_QUIET_S)
+        for exchange in self.exchanges:
+            assert not exchange.is_busy, exchange
+        self._check_promises(list(routes))
+
+    async def refresh(self, routes: Iterable[Route]) -> None:
+        """Settle, write anew what was forgotten somewhere, and settle: all is promised then."""
+        routes = list(routes)
+        await self.settle(routes)
+        # A clock that was set is noticed after some time only.
+        pause_s = limits.TIDY_INTERVAL_S + max(map(self._longest_expiration_s, self.nodes))
+        await trio.sleep(pause_s)
+        for node in self.nodes:
+            self._note_loss(node)
+        for name in self._forgotten:
+            for group in groups(self.nodes, routes, name):
+                # Who forgot it knows least of what others have.
+                forgetful = [node for node in group if node in self._forgotten[name]]
+                await self.put((forgetful or group)[0], name, {"refreshed": 1})
+        await self.settle(routes)
+        self._forgotten.clear()
+        self._check_promises(routes)
+
+    @staticmethod
+    def _longest_expiration_s(node: Node) -> float:
+        """How long until nothing will expire any more."""
+        found = [
+            node.database.collection(name.collection).expiration(name.document)
+            for name in node.revisions()
+        ]
+        dues_us = [microseconds(when) or 0 for when in found if when is not None]
+        return max(0.0, max(dues_us, default=0) / 10**6 - node.clock() / 10**9 + 1)
+
+    # --- Checks ----------------------------------------------------------------------------------
+
+    def _note_commit(self, node: Node) -> None:
+        self._check_checkpoints(node)
+        if node.commits_left is not None:
+            node.commits_left -= 1
+            if node.commits_left < 0:
+                node.commits_left = None
+                self.crash(node)
 
     def _check_checkpoints(self, node: Node) -> None:
-        for exchange in self.exchanges:
-            pair = (exchange.active, exchange.passive)
+        routes = [*self.standing, *(exchange.route for exchange in self.exchanges)]
+        for route in routes:
+            pair = (route.active, route.passive)
             if node in pair and all(other.is_open for other in pair):
-                self._check_checkpoint(*pair)
+                self._check_route(route)
 
-    def _check_checkpoint(self, active: Node, passive: Node) -> None:
-        """What a checkpoint says is done is committed on the other side, or decided against."""
-        name = checkpoint_id(
-            active.database.engine.id,
-            str(passive.database.engine.id),
-            active.collection.full_name,
-            None,
-        )
-        with active.database.engine.read() as txn:
-            ours = checkpoints.local(txn, name)
-        with passive.database.engine.read() as txn:
-            theirs = checkpoints.peer(txn, name)
+    def _check_route(self, route: Route) -> None:
+        """What checkpoints say is done is committed on the other side, or decided against."""
+        active, passive = route.active, route.passive
+        for full_name in route.collections:
+            ours, theirs = active.find(full_name), passive.find(full_name)
+            if ours is None or theirs is None:
+                continue
+            agreed = self._agreed(route, full_name)
+            for row in active.feed(ours):
+                name = Name(full_name, row.document_id)
+                if row.sequence in agreed.local and route.pushes(name):
+                    self._check_covers(passive, name, _version(row))
+            for row in passive.feed(theirs):
+                name = Name(full_name, row.document_id)
+                if row.sequence <= int(agreed.remote or 0) and route.pulls(name):
+                    self._check_covers(active, name, _version(row))
+
+    def _agreed(self, route: Route, full_name: str) -> Checkpoint:
+        """What the checkpoints that both sides of a route have of a collection agree on."""
+        active, passive = route.active.database.engine, route.passive.database.engine
+        plan = route.collection_plan(full_name, self._resolver)
+        client = plan.checkpoint_id(str(passive.id))
+        with active.read() as txn:
+            ours = checkpoints.local(txn, client)
+        with passive.read() as txn:
+            theirs = checkpoints.peer(txn, client)
         if ours is None or theirs is None:
-            return
-        agreed = Checkpoint.from_json(ours).agreed(Checkpoint.from_json(theirs.body))
-        for row in active.feed():
-            if row.sequence in agreed.local:
-                self._check_covers(passive, row.document_id, _version(row))
-        for row in passive.feed():
-            if row.sequence <= int(agreed.remote or 0):
-                self._check_covers(active, row.document_id, _version(row))
+            return Checkpoint()
+        return Checkpoint.from_json(ours).agreed(Checkpoint.from_json(theirs.body))
 
-    def _check_covers(self, node: Node, document_id: DocumentID, version: Version) -> None:
-        held = node.waiting(document_id)
-        current = node.revision(document_id)
-        held += [current] if current else []
-        assert self._witness.covers(document_id, held, version), (node, document_id, version, held)
+    def _check_covers(self, node: Node, name: Name, version: Version) -> None:
+        if node not in self._forgotten[name]:
+            assert self._covers([node], name, version), (node, name, version, node.held(name))
 
-    def _check_same(self, node: Node) -> None:
-        first = self.nodes[0]
-        found, expected = node.revisions(), first.revisions()
-        assert found.keys() == expected.keys(), (node, found, first, expected)
-        for name, revision in found.items():
-            assert _face(revision) == _face(expected[name]), (name, node, found, first, expected)
-
-    def _check_settled(self, active: set[Node]) -> None:
+    def _check_promises(self, routes: list[Route]) -> None:
+        found = {node: node.revisions() for node in self.nodes}
+        for name in {name for revisions in found.values() for name in revisions}:
+            if self._forgotten[name]:
+                continue
+            for group in groups(self.nodes, routes, name):
+                self._check_same(name, {node: found[node].get(name) for node in group})
+            for delivery in deliveries(routes, name):
+                self._check_delivery(name, delivery)
+        for at, name, version in self._written:
+            nodes = self.nodes if at is None else [at]
+            if not self._forgotten[name]:
+                assert self._covers(nodes, name, version), (nodes, name, version)
         for node in self.nodes:
-            self._check_same(node)
-            for name, revision in node.revisions().items():
-                # Where nobody resolves any more, what waits may stay; but it must be of no matter.
-                waiting = node.waiting(name)
-                assert not (waiting and node in active), (node, name)
-                for other in waiting:
-                    assert self._witness.covers(name, [revision], other.version), (node, other)
-        for name, version in self._written:
-            self._check_covers(self.nodes[0], name, version)
+            self._check_blobs(node)
+            self._check_at_rest(node)
 
-    def _note(self, document: Document) -> None:
-        self._written.append((document.id, document.version))
+    @staticmethod
+    def _check_blobs(node: Node) -> None:
+        """Every blob that a revision names is there, whole."""
+        held = [revision for name in node.revisions() for revision in node.held(name)]
+        for sha1 in {sha1 for revision in held for sha1 in digests(revision.body)}:
+            assert hashlib.sha1(node.read_blob(sha1), usedforsecurity=False).digest() == sha1, (
+                node,
+                sha1,
+            )
+
+    @staticmethod
+    def _check_same(name: Name, found: dict[Node, Revision | None]) -> None:
+        faces = {_face(revision) for revision in found.values()}
+        assert len(faces) == 1, (name, found)
+
+    def _check_delivery(self, name: Name, delivery: Delivery) -> None:
+        source, target, resolving = delivery
+        ours, theirs = source.revision(name), target.revision(name)
+        if ours is None:
+            return
+        if resolving:
+            # Where nobody resolves any more, what waits may stay; but it must be of no matter.
+            assert not target.waiting(name), (target, name)
+        elif theirs is not None and theirs.compare(ours) is Order.CONFLICTING:
+            return
+        self._check_covers(target, name, ours.version)
+
+    @staticmethod
+    def _check_at_rest(node: Node) -> None:
+        """No transaction is open."""
+        readers = node.database.engine._environment.env.readers()
+        # A line for each thread that ever read; "-" in the last column while it does not.
+        assert all(line.endswith(" -") for line in readers.splitlines()[1:]), (node, readers)
+
+    def _covers(self, nodes: Iterable[Node], name: Name, version: Version) -> bool:
+        held = [revision for node in nodes for revision in node.held(name)]
+        return self.witness.covers(name, held, version)
+
+    def _note(self, node: Node, document: Document) -> None:
+        name = Name(document.collection.full_name, document.id)
+        self._written.append(_Written(node, name, document.version))
 
 
-def scripted_delays(seed: int, events: Mapping[int, Callable[[], None]]) -> Callable[[], float]:
-    """For `Faults.delay_s`: pauses that depend on the seed (none for 0), and events.
+class _Written(NamedTuple):
+    """A write that was acknowledged at a node; None once others have it and that node lost it."""
 
-    An event happens as the message of its number, from 0, is about to be sent.
-    """
-    random = Random(seed)
-    sent = iter(range(10**9))
-
-    def delay_s() -> float:
-        event = events.get(next(sent))
-        if event is not None:
-            event()
-        return random.choice((0.0, 0.0, 0.2, 1.5)) if seed else 0.0
-
-    return delay_s
+    at: Node | None
+    name: Name
+    version: Version
 
 
 def _version(row: ChangeRow) -> Version:
@@ -379,6 +402,6 @@ def _version(row: ChangeRow) -> Version:
     return row.revision_id
 
 
-def _face(revision: Revision) -> tuple[Version, bytes, bool]:
-    """What all peers must agree on; their vectors may differ where a merge was trivial."""
-    return revision.version, revision.body, revision.deleted
+def _face(revision: Revision | None) -> tuple[Version, bytes, bool] | None:
+    """What peers must agree on; their vectors may differ where a merge was trivial."""
+    return None if revision is None else (revision.version, revision.body, revision.deleted)
