@@ -119,3 +119,18 @@ async def test_a_rollback_behind_a_pull_without_a_checkpoint_is_noticed(fleet, a
     await fleet.replace(other, copy)
     await fleet.run(fleet.connect(Route(node, other)))
     assert other.collection.get("a") is not None
+
+
+async def test_a_pull_after_a_rollback_does_not_vouch_for_what_was_not_proposed(
+    fleet, autojump_clock
+):
+    """Its checkpoint says what was pulled; what the peer was known to have is still doubtful."""
+    node, other, _ = fleet.nodes
+    copy = other.copy()
+    await fleet.put(other, A, {"x": 1})
+    await fleet.run(fleet.connect(Route(node, other)))
+    await fleet.replace(other, copy)
+    await fleet.put(other, B, {"x": 1})
+    await fleet.run(fleet.connect(Route(node, other, push=False)))
+    await fleet.run(fleet.connect(Route(node, other)))
+    assert other.collection.get("a") is not None

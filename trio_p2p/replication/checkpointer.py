@@ -40,6 +40,7 @@ class Checkpointer:
         self._now_s = now_s
         self.seen = 0
         """What the peer is known to have had counts up to this sequence: it has it still."""
+        self._began_at = link.collection.last_sequence
         self.checkpoint, self._saved = self._agree(held)
         self.sequences = RemoteSequences(self.checkpoint.remote)
 
@@ -70,7 +71,7 @@ class Checkpointer:
         self.checkpoint.remote = self.sequences.reached
         saved = Checkpoint(self.checkpoint.local.copy(), self.checkpoint.remote)
         noted = self._knowledge.take_noted()
-        body, seen = saved.to_json(self._now_s()), self._link.collection.last_sequence
+        body, seen = saved.to_json(self._now_s()), self._vouched_for()
         await self._save_remotely(body)
 
         def job(txn: WriteTransaction) -> None:
@@ -81,6 +82,11 @@ class Checkpointer:
         self.seen = seen
         self._knowledge.forget_noted(noted)
         self._saved = saved
+
+    def _vouched_for(self) -> int:
+        """What `seen` is from now on: doubt remains until all from before this session is done."""
+        is_done = max(self.seen, self.checkpoint.local.low_water) >= self._began_at
+        return self._link.collection.last_sequence if is_done else self.seen
 
     async def _save_remotely(self, body: bytes) -> None:
         profile, index = self._link.profile, self._link.index
