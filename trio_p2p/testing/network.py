@@ -55,7 +55,8 @@ class MemoryNetwork:
 
     def freeze(self) -> None:
         """Let nothing through any more, and tell nobody."""
-        self._flows = trio.Event()
+        if self._flows.is_set():
+            self._flows = trio.Event()
 
     def thaw(self) -> None:
         """Let everything through again, also what was on its way."""
