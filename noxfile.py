@@ -10,7 +10,7 @@ nox.options.sessions = ["lint", "types", "layers", "tests"]
 nox.options.reuse_existing_virtualenvs = True
 
 PYTHONS = ["3.11", "3.12", "3.13"]
-BENCHMARKS = ["one_shot", "store", "fairness", "blobs", "deltas"]
+BENCHMARKS = ["one_shot", "store", "fairness", "blobs", "deltas", "many_peers"]
 
 
 @nox.session(python=PYTHONS)
@@ -64,6 +64,15 @@ def convergence(session: nox.Session) -> None:
         "tests/stateful",
         *session.posargs,
         env={"HYPOTHESIS_PROFILE": "nightly", "TRIO_P2P_HISTORIES": "1000000"},
+    )
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Two processes for ten minutes over a network that fails all the time."""
+    session.install("-e", ".[demo,test]")
+    session.run(
+        "pytest", "-s", "tests/simulation", *session.posargs, env={"TRIO_P2P_SOAK_S": "600"}
     )
 
 

@@ -1,0 +1,25 @@
+"""What the operating system says of this process (Linux)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def anonymous_bytes() -> int:
+    """Memory that no file stands behind, and so none of the mapped pages of databases."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("this system does not tell RssAnon")
+
+
+def open_descriptors() -> dict[str, str]:
+    """What is open, by descriptor: a path, or `socket:[…]` and the like."""
+    found: dict[str, str] = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[name] = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue  # The one that listed them.
+    return found
