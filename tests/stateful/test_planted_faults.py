@@ -14,14 +14,16 @@ from trio_p2p.model.clock import HybridClock
 from trio_p2p.model.conflict import Arrival
 from trio_p2p.model.document import Revision
 from trio_p2p.model.version import relate
-from trio_p2p.replication import inserter, session
+from trio_p2p.replication import deltas, inserter, session
+from trio_p2p.replication.blob_fetcher import BlobFetcher
 from trio_p2p.replication.checkpoint import Checkpoint, RemoteSequences
 from trio_p2p.replication.checkpointer import Checkpointer
+from trio_p2p.replication.messages import RevisionOutcome
 from trio_p2p.replication.profiles.couchbase import CouchbaseProfile
 from trio_p2p.replication.puller import Puller
 from trio_p2p.replication.pusher import Pusher
 from trio_p2p.replication.resolver import Resolver
-from trio_p2p.store import catalogue, checkpoints, identity
+from trio_p2p.store import catalogue, checkpoints, documents, identity
 
 # In an order that is always the same; the failure is not shrunk.
 SEARCH = settings(
@@ -186,6 +188,29 @@ def what_failed_to_be_pulled_is_not_tried_again(original):
 @fault(inserter, "STATUS_LATER", Upheavals)
 def versions_too_far_ahead_are_refused_for_good(original):
     return 403
+
+
+# --- Deltas and blobs -----------------------------------------------------------------------------
+
+
+@fault(deltas.Restorer, "_base")
+def deltas_are_applied_to_what_is_current(original):
+    def base(self, sent, delta):
+        original(self, sent, delta)
+        with self._link.engine.read() as txn:
+            return documents.get(txn, self._link.number, sent.document_id).revision
+
+    return base
+
+
+@fault(deltas, "_failure", Upheavals)
+def what_was_refused_as_a_delta_is_not_sent_whole(original):
+    return lambda error: RevisionOutcome(403, str(error))
+
+
+@fault(BlobFetcher, "want")
+def blobs_are_not_fetched(original):
+    return lambda self, sent, on_ready: False
 
 
 # --- Checkpoints ----------------------------------------------------------------------------------
