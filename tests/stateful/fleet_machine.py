@@ -7,9 +7,15 @@ from functools import partial
 from itertools import combinations, pairwise
 from pathlib import Path
 
+import trio
 from hypothesis import event, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from trio_p2p.errors import StoreClosedError
 from trio_p2p.ids import DocumentID
@@ -91,10 +97,6 @@ class FleetMachine(RuleBasedStateMachine):
         self.edits = 0
         self.broken = False
 
-    @rule(node=nodes, permitted=st.booleans())
-    def permit_deltas(self, node, permitted):
-        self.node(node).permits_deltas = permitted
-
     def open_fleet(self, skews, resolver):
         opened = [
             Node(number, self.directory / str(number), skew_s, collections=(NOTES,))
@@ -106,6 +108,23 @@ class FleetMachine(RuleBasedStateMachine):
         for node in opened:
             self.driver.nursery.start_soon(node.run)
             self.run(node.wait_open)
+
+    @rule(node=nodes, name=names, content=contents)
+    def put(self, node, name, content):
+        self.run(self.edit, self.node(node), name, content)
+
+    @rule(node=nodes, name=names)
+    def delete(self, node, name):
+        self.run(self.fleet.delete, self.node(node), name)
+
+    @rule(pair=pairs, name=names, content=contents)
+    def put_at_both(self, pair, name, content):
+        for node in self.pair(pair):
+            self.run(self.edit, node, name, content)
+
+    @rule(node=nodes, permitted=st.booleans())
+    def permit_deltas(self, node, permitted):
+        self.node(node).permits_deltas = permitted
 
     def teardown(self):
         with self.cleanup:
@@ -165,6 +184,48 @@ class FleetMachine(RuleBasedStateMachine):
             if content is not None:
                 fields["blob"] = await node.database.save_blob(content) if content else None
             await self.fleet.edit(node, name, fields)
+
+
+class ExchangeMachine(FleetMachine):
+    """Sessions one by one, over `routes` that there are for good, or beside them."""
+
+    def __init__(self):
+        super().__init__()
+        self.routes = []
+
+    @precondition(lambda self: self.fleet.exchanges)
+    @rule(index=st.integers(0, 10), gracefully=st.booleans())
+    def close_a_link(self, index, gracefully):
+        self.close_link(index, gracefully)
+
+    @rule(seconds=seconds)
+    def let_links_run(self, seconds):
+        self.run(trio.sleep, seconds)
+
+    @rule(node=nodes)
+    def crash(self, node):
+        self.fleet.crash(self.node(node))
+        self.run(self.node(node).wait_open)
+
+    @rule(data=st.data())
+    def settle(self, data):
+        self.close_links()
+        self.run(self.fleet.settle, data.draw(st.permutations(self.routes)))
+
+    @rule(seconds=seconds)
+    def stand(self, seconds):
+        """All routes stand until nothing moves; at first with clocks as they are."""
+        for taken in self.routes:
+            self.open_link(taken, 0)
+        # Some things may be refused, and must be tried again.
+        self.run(trio.sleep, seconds)
+        self.run(self.fleet.calm, self.routes)
+
+    def choose(self, edge, pair, direction):
+        """A route for good, or between any two that meet once."""
+        if edge is not None:
+            return self.routes[edge % len(self.routes)]
+        return route(*self.pair(pair), **direction)
 
     def open_link(self, route, seed):
         """Open a standing exchange, unless there is such a one: replicators refuse to be two."""

@@ -1,14 +1,15 @@
 """Whole peers that write, exchange, lose connections and crash, in any order, end up equal."""
 
+from dataclasses import replace
+
 import pytest
 import trio
 from fleet_machine import (
     NAMES,
     NODES_MAX,
     NOTES,
-    FleetMachine,
+    ExchangeMachine,
     accidents,
-    contents,
     directions,
     edges,
     moments,
@@ -24,7 +25,7 @@ from fleet_machine import (
     skews,
 )
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, precondition, rule
+from hypothesis.stateful import initialize, rule
 
 from trio_p2p.ids import DocumentID
 from trio_p2p.model.resolvers import local_wins, remote_wins
@@ -51,7 +52,7 @@ JOINTS = (
 )
 
 
-class Convergence(FleetMachine):
+class Convergence(ExchangeMachine):
     """Peers in any topology; where it joins them both ways they end up equal."""
 
     @initialize(
@@ -67,7 +68,6 @@ class Convergence(FleetMachine):
         self.centre = self.node(0) if resolver in SIDED else None
         for node, commit_s in zip(self.fleet.nodes, commits_s, strict=False):
             node.commit_s = commit_s
-        self.routes = []
         for pair in shaped("star" if self.centre else shape, self.fleet.nodes):
             first, second = self.turned(pair, data.draw(st.booleans()))
             joint = data.draw(st.sampled_from(JOINTS[:-1] if self.centre else JOINTS))
@@ -77,23 +77,10 @@ class Convergence(FleetMachine):
             else:
                 self.routes += [route(first, second, **settings) for settings in joint]
 
-    @rule(node=nodes, name=names, content=contents)
-    def put(self, node, name, content):
-        self.run(self.edit, self.node(node), name, content)
-
-    @rule(node=nodes, name=names)
-    def delete(self, node, name):
-        self.run(self.fleet.delete, self.node(node), name)
-
     @rule(node=nodes)
     def put_all(self, node):
         for name in NAMES:
             self.run(self.edit, self.node(node), name)
-
-    @rule(pair=pairs, name=names, content=contents)
-    def put_at_both(self, pair, name, content):
-        for node in self.pair(pair):
-            self.run(self.edit, node, name, content)
 
     @rule(pair=pairs, name=names)
     def delete_at_one_and_put_at_another(self, pair, name):
@@ -141,39 +128,12 @@ class Convergence(FleetMachine):
     def leave_a_link_open(self, edge, pair, direction, seed):
         self.open_link(self.choose(edge, pair, direction), seed)
 
-    @precondition(lambda self: self.fleet.exchanges)
-    @rule(index=st.integers(0, 10), gracefully=st.booleans())
-    def close_a_link(self, index, gracefully):
-        self.close_link(index, gracefully)
-
-    @rule(seconds=seconds)
-    def let_links_run(self, seconds):
-        self.run(trio.sleep, seconds)
-
-    @rule(node=nodes)
-    def crash(self, node):
-        self.fleet.crash(self.node(node))
-        self.run(self.node(node).wait_open)
-
-    @rule(data=st.data())
-    def settle(self, data):
-        self.close_links()
-        self.run(self.fleet.settle, data.draw(st.permutations(self.routes)))
-
-    @rule()
-    def calm(self):
-        for taken in self.routes:
-            self.open_link(taken, 0)
-        self.run(self.fleet.calm, self.routes)
-
     def choose(self, edge, pair, direction):
-        """A route for good, or between any two that meet once."""
-        if edge is not None:
-            return self.routes[edge % len(self.routes)]
-        first, second = self.pair(pair)
-        if self.centre and self.centre not in (first, second):
-            second = self.centre
-        return route(*self.turned((first, second), False), **direction)
+        taken = super().choose(edge, pair, direction)
+        if self.centre and edge is None:
+            other = taken.passive if taken.active is self.centre else taken.active
+            taken = replace(taken, active=other, passive=self.centre)
+        return taken
 
     def turned(self, pair, turn):
         """The two, the other way round if told so; a centre is always the passive one."""

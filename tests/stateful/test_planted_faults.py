@@ -18,7 +18,6 @@ from trio_p2p.replication import deltas, inserter, session
 from trio_p2p.replication.blob_fetcher import BlobFetcher
 from trio_p2p.replication.checkpoint import Checkpoint, RemoteSequences
 from trio_p2p.replication.checkpointer import Checkpointer
-from trio_p2p.replication.messages import RevisionOutcome
 from trio_p2p.replication.profiles.couchbase import CouchbaseProfile
 from trio_p2p.replication.puller import Puller
 from trio_p2p.replication.pusher import Pusher
@@ -201,11 +200,6 @@ def deltas_are_applied_to_what_is_current(original):
             return documents.get(txn, self._link.number, sent.document_id).revision
 
     return base
-
-
-@fault(deltas, "_failure", Upheavals)
-def what_was_refused_as_a_delta_is_not_sent_whole(original):
-    return lambda error: RevisionOutcome(403, str(error))
 
 
 @fault(BlobFetcher, "want")

@@ -11,10 +11,6 @@ import trio
 from fleet_machine import (
     NODES_MAX,
     FleetMachine,
-    contents,
-    names,
-    nodes,
-    pairs,
     route,
     run_machine,
     shaped,
@@ -121,19 +117,6 @@ class Replicators(FleetMachine):
         self.links = [Link(taken, resolver, self.driver.nursery) for taken in self.fleet.standing]
         for link in self.links:
             self.run(link.start)
-
-    @rule(node=nodes, name=names, content=contents)
-    def put(self, node, name, content):
-        self.run(self.edit, self.node(node), name, content)
-
-    @rule(node=nodes, name=names)
-    def delete(self, node, name):
-        self.run(self.fleet.delete, self.node(node), name)
-
-    @rule(pair=pairs, name=names, content=contents)
-    def put_at_both(self, pair, name, content):
-        for node in self.pair(pair):
-            self.run(self.edit, node, name, content)
 
     @rule(seconds=st.sampled_from((0.0, 0.01, 1.0, 10.0, 100.0)))
     def let_time_pass(self, seconds):

@@ -2,14 +2,12 @@
 
 from dataclasses import replace
 
-import trio
 from fleet_machine import (
     NAMES,
     NODES_MAX,
     NOTES,
-    FleetMachine,
+    ExchangeMachine,
     accidents,
-    contents,
     directions,
     edges,
     moments,
@@ -18,7 +16,6 @@ from fleet_machine import (
     pairs,
     route,
     run_machine,
-    seconds,
     seeds,
     shaped,
     shapes,
@@ -32,7 +29,7 @@ from trio_p2p.testing.histories import RESOLVERS
 WRONG_S_MAX = 600
 
 
-class Upheavals(FleetMachine):
+class Upheavals(ExchangeMachine):
     """All peers are joined both ways; what was purged anywhere is promised once it is edited."""
 
     @initialize(
@@ -55,19 +52,6 @@ class Upheavals(FleetMachine):
         # Of each node, with the node.
         self.copies = []
 
-    @rule(node=nodes, name=names, content=contents)
-    def put(self, node, name, content):
-        self.run(self.edit, self.node(node), name, content)
-
-    @rule(node=nodes, name=names)
-    def delete(self, node, name):
-        self.run(self.fleet.delete, self.node(node), name)
-
-    @rule(pair=pairs, name=names, content=contents)
-    def put_at_both(self, pair, name, content):
-        for node in self.pair(pair):
-            self.run(self.edit, node, name, content)
-
     @rule(
         edge=edges,
         pair=pairs,
@@ -78,24 +62,13 @@ class Upheavals(FleetMachine):
         name=names,
     )
     def exchange(self, edge, pair, direction, cut, seed, accidents, name):
-        taken = route(*self.pair(pair), **direction)
-        if edge is not None:
-            taken = self.routes[edge % len(self.routes)]
+        taken = self.choose(edge, pair, direction)
         faults = self.faults(taken, cut, False, seed, accidents, name)
         self.run(self.fleet.run, self.fleet.connect(taken, faults=faults))
 
     @rule(index=st.integers(0, 20), seed=seeds)
     def leave_a_link_open(self, index, seed):
         self.open_link(self.routes[index % len(self.routes)], seed)
-
-    @precondition(lambda self: self.fleet.exchanges)
-    @rule(index=st.integers(0, 10), gracefully=st.booleans())
-    def close_a_link(self, index, gracefully):
-        self.close_link(index, gracefully)
-
-    @rule(seconds=seconds)
-    def let_links_run(self, seconds):
-        self.run(trio.sleep, seconds)
 
     # --- Upheavals -------------------------------------------------------------------------------
 
@@ -179,30 +152,7 @@ class Upheavals(FleetMachine):
         node = taken.active if of_active else taken.passive
         node.skew_s = WRONG_S_MAX
         self.run(self.edit, node, name)
-        self.calm(seconds=2.0)
-
-    @rule(node=nodes)
-    def crash(self, node):
-        self.fleet.crash(self.node(node))
-        self.run(self.node(node).wait_open)
-
-    # --- Settling --------------------------------------------------------------------------------
-
-    @rule(data=st.data())
-    def settle(self, data):
-        self.close_links()
-        self.run(self.fleet.settle, data.draw(st.permutations(self.routes)))
-
-    @rule(seconds=seconds)
-    def stand(self, seconds):
-        self.calm(seconds)
-
-    def calm(self, seconds):
-        for taken in self.routes:
-            self.open_link(taken, 0)
-        # With clocks as they are: some things may be refused, and must be tried again.
-        self.run(trio.sleep, seconds)
-        self.run(self.fleet.calm, self.routes)
+        self.stand(seconds=2.0)
 
     def finish(self):
         self.close_links()
