@@ -156,7 +156,10 @@ class Document:
 
     @property
     def body(self) -> dict[str, Any]:
-        """A fresh dict, yours to change, with a `Blob` where one is; empty for a tombstone."""
+        """A fresh dict, yours to change, with a `Blob` where one is; empty for a tombstone.
+
+        Its keys, and those of all mappings in it, are in the order of their code points.
+        """
         encoded = self.stored.body
         body = decode_body(encoded)
         if may_name_blobs(encoded):

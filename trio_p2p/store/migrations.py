@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+import cbor2
 import lmdb
 
 from trio_p2p.store import checkpoints, keys, recent, records, remotes, schema
@@ -22,8 +23,11 @@ Migration = Callable[["lmdb.Environment", "lmdb.Transaction[Any]", Tables], None
 
 # A peer's checkpoint in format 2, before its body: use, and how often it was set.
 _PEER_CHECKPOINT_2: Final = struct.Struct(">QI")
-# A revision in format 2, before its vector: of what follows it, the lengths of the first parts.
-_REVISION_2: Final = struct.Struct(">BQII")
+# A revision since format 2, before its vector: of what follows it, the lengths of the first parts.
+_REVISION: Final = struct.Struct(">BQII")
+
+# The checksum since format 3: behind a record, and within a revision before its body too.
+_CHECKSUM_BYTES: Final = 4
 
 FORMER_TABLES: Final = ("checkpoint_uses", "known")
 """Tables of earlier formats, which migrations open beside those of the present one."""
@@ -69,8 +73,8 @@ def _add_checksums(txn: lmdb.Transaction[Any], tables: Tables) -> None:
 
 
 def _sum_revision(raw: bytes, key: bytes) -> bytes:
-    _, _, vector_bytes, tree_bytes = _REVISION_2.unpack_from(raw)
-    body_at = _REVISION_2.size + vector_bytes + tree_bytes
+    _, _, vector_bytes, tree_bytes = _REVISION.unpack_from(raw)
+    body_at = _REVISION.size + vector_bytes + tree_bytes
     key_sum = zlib.crc32(key)
     return _sum(_sum(raw[:body_at], key_sum) + raw[body_at:], key_sum)
 
@@ -87,7 +91,9 @@ def _rewrite(
     is_there = cursor.first()
     while is_there:
         key, record = bytes(cursor.key()), bytes(cursor.value())
-        cursor.put(key, change(record, key))
+        changed = change(record, key)
+        if changed != record:
+            cursor.put(key, changed)
         is_there = cursor.set_range(key + b"\0")
 
 
@@ -128,5 +134,34 @@ def _add_peer(body: bytes) -> bytes:
     return records.pack_local_checkpoint(LocalCheckpoint(0, 0, body))
 
 
-MIGRATIONS: Final[Mapping[int, Migration]] = {1: _number_for_good, 2: _from_2}
+# --- 3 to 4 --------------------------------------------------------------------------------------
+
+
+def _put_keys_in_order(env: lmdb.Environment, txn: lmdb.Transaction[Any], tables: Tables) -> None:
+    """The keys in bodies stood as they came."""
+    for table in (tables.documents, tables.conflicts, tables.bases):
+        _rewrite(txn, table, _with_keys_in_order)
+
+
+def _with_keys_in_order(raw: bytes, key: bytes) -> bytes:
+    key_sum = zlib.crc32(key)
+    if _sum(raw[:-_CHECKSUM_BYTES], key_sum) != raw:
+        return raw  # Damaged, and must stay so.
+    _, _, vector_bytes, tree_bytes = _REVISION.unpack_from(raw)
+    body_at = _REVISION.size + vector_bytes + tree_bytes + _CHECKSUM_BYTES
+    body = cbor2.dumps(_ordered(cbor2.loads(raw[body_at:-_CHECKSUM_BYTES])))
+    return _sum(raw[:body_at] + body, key_sum)
+
+
+def _ordered(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _ordered(value[key]) for key in sorted(value)}
+    return list(map(_ordered, value)) if isinstance(value, list) else value
+
+
+MIGRATIONS: Final[Mapping[int, Migration]] = {
+    1: _number_for_good,
+    2: _from_2,
+    3: _put_keys_in_order,
+}
 """By the version each starts from."""

@@ -9,7 +9,7 @@ from typing import Any, Final, Self
 
 import lmdb
 
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 """Raised whenever a key or record changes so that older code would misread it."""
 
 # Keys in the database "meta".

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from trio_p2p import limits
-from trio_p2p.errors import StoreFormatError
+from trio_p2p.errors import StoreCorruptError, StoreFormatError
 from trio_p2p.ids import SourceID
+from trio_p2p.model.codec import encode_body
 from trio_p2p.model.version import Version
-from trio_p2p.store import checkpoints, conflicts, keys, migrations, remotes, schema
+from trio_p2p.store import bases, checkpoints, conflicts, keys, migrations, remotes, schema
 from trio_p2p.store.environment import DATA_FILE
 from trio_p2p.testing.databases import open_test_database
 from trio_p2p.testing.integrity import check_store
@@ -19,6 +20,7 @@ from trio_p2p.testing.integrity import check_store
 VECTORS = Path(__file__).parents[2] / "vectors"
 FORMAT_1 = VECTORS / "store_format_1.mdb.xz"
 FORMAT_2 = VECTORS / "store_format_2.mdb.xz"
+FORMAT_3 = VECTORS / "store_format_3.mdb.xz"
 NOW = 1_800_000_000 * 10**9
 
 
@@ -130,6 +132,44 @@ async def test_a_database_of_format_2_is_read_whole(path):
         assert db.collection("shop.notes").get("only").body == {"here": True}
         with db.engine.read() as txn:
             assert [r.version.source for r in conflicts.of_document(txn, 1, "b")] == [b"z" * 16]
+
+
+@pytest.fixture
+def of_format_3(path):
+    path.mkdir()
+    (path / DATA_FILE).write_bytes(lzma.decompress(FORMAT_3.read_bytes()))
+    return path
+
+
+async def test_the_keys_of_bodies_of_format_3_are_put_in_order(of_format_3):
+    async with open_test_database(of_format_3, clock=lambda: NOW) as db:
+        check_store(db.engine)
+        assert str(db.id) == "bf721277-360e-445e-adf7-18368e7caa34"
+        notes = db.default_collection
+        body = {"a": {"c": "t", "d": True}, "b": [{"x": None, "y": 1.5}, 2], "z": 1}
+        found = {document.id: document async for document in notes.documents()}
+        assert sorted(found) == ["a", "k", "sorted"]
+        assert found["a"].body == body
+        assert found["sorted"].body == {"a": 1, "b": 2}
+        assert notes.get("gone", deleted=True).deleted
+        with db.engine.read() as txn:
+            (waiting,) = conflicts.of_document(txn, 1, "a")
+            kept = bases.get(txn, 1, "k", Version.parse("18fae27694000000@a8dOU8MWR/9aXtipsJGCgg"))
+        assert waiting.body == encode_body({"p": 2, "q": 1})
+        assert kept.body == encode_body({"m": 1, "n": 1})
+        for document in found.values():
+            assert document.stored.body == encode_body(document.body)
+
+
+async def test_what_was_damaged_in_format_3_is_still_noticed(of_format_3):
+    file = of_format_3 / DATA_FILE
+    raw = file.read_bytes()
+    # A key "c" and its value "t", in the body of the document "a".
+    assert b"acat" in raw
+    file.write_bytes(raw.replace(b"acat", b"acau"))
+    async with open_test_database(of_format_3, clock=lambda: NOW) as db:
+        with pytest.raises(StoreCorruptError):
+            db.default_collection.get("a")
 
 
 async def test_a_migrated_database_of_format_1_agrees_with_itself(old):
