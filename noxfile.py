@@ -10,6 +10,8 @@ nox.options.sessions = ["lint", "types", "layers", "tests"]
 nox.options.reuse_existing_virtualenvs = True
 
 PYTHONS = ["3.11", "3.12", "3.13"]
+# Single tests take longer here than pytest waits elsewhere before it shows where they hang.
+PATIENT = ["-o", "faulthandler_timeout=7200"]
 BENCHMARKS = ["one_shot", "store", "fairness", "blobs", "deltas", "many_peers"]
 
 
@@ -61,6 +63,7 @@ def convergence(session: nox.Session) -> None:
     session.install("-e", ".[demo,test]")
     session.run(
         "pytest",
+        *PATIENT,
         "tests/stateful",
         *session.posargs,
         env={"HYPOTHESIS_PROFILE": "nightly", "TRIO_P2P_HISTORIES": "1000000"},
@@ -72,7 +75,12 @@ def soak(session: nox.Session) -> None:
     """Two processes for ten minutes over a network that fails all the time."""
     session.install("-e", ".[demo,test]")
     session.run(
-        "pytest", "-s", "tests/simulation", *session.posargs, env={"TRIO_P2P_SOAK_S": "600"}
+        "pytest",
+        "-s",
+        *PATIENT,
+        "tests/simulation",
+        *session.posargs,
+        env={"TRIO_P2P_SOAK_S": "600"},
     )
 
 
@@ -83,6 +91,7 @@ def crash(session: nox.Session) -> None:
     session.run(
         "pytest",
         "-s",
+        *PATIENT,
         "tests/integration/test_store_crash.py",
         "tests/integration/test_store_damage.py",
         *session.posargs,
