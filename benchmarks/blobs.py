@@ -27,20 +27,13 @@ from typing import Any
 import trio
 
 import trio_p2p
+from trio_p2p.testing.processes import anonymous_bytes
 
 MIB = 2**20
 PART_BYTES = MIB
 SMALL_BYTES = 1_000
 RELAYED_BYTES = 64 * 1024
 SAMPLE_S = 0.05
-
-
-def rss_anon(pid: int) -> int:
-    """The anonymous memory of a process, in bytes."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise LookupError(pid)
 
 
 async def random_parts(mib: int) -> AsyncIterator[bytes]:
@@ -143,7 +136,7 @@ class Relay:
 async def watch(pid: int, peak: dict[int, int]) -> None:
     """Note the most anonymous memory of a process, until cancelled."""
     while True:
-        peak[pid] = max(peak.get(pid, 0), rss_anon(pid))
+        peak[pid] = max(peak.get(pid, 0), anonymous_bytes(pid))
         await trio.sleep(SAMPLE_S)
 
 
@@ -179,7 +172,7 @@ async def measure(directory: Path, name: str, *, mib: int, small: int, cuts: int
             pulling = start("--pull", str(target), url)
             try:
                 await line_of(pulling)
-                before = {p.pid: rss_anon(p.pid) for p in (serving, pulling)}
+                before = {p.pid: anonymous_bytes(p.pid) for p in (serving, pulling)}
                 peak: dict[int, int] = {}
                 for process in (serving, pulling):
                     nursery.start_soon(watch, process.pid, peak)

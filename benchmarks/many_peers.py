@@ -161,6 +161,7 @@ def measure(
     directory: Path, *, replicators: int, processes: int, rounds: int, plain: bool
 ) -> dict[str, Any]:
     """Run everything once."""
+    processes = min(processes, replicators)
     listener = Process("--listen", directory / "listener.p2p", *(["--plain"] if plain else []))
     url = listener.answer()
     empty = listener.ask("measure")

@@ -43,6 +43,7 @@ from cities import Cities, Document
 import trio_p2p
 from trio_p2p import limits
 from trio_p2p.model.codec import encode_body
+from trio_p2p.testing.processes import anonymous_bytes
 
 BATCH = 1_000
 SMALL_BATCH = 100
@@ -414,15 +415,6 @@ async def use(path: Path) -> None:
                     batch.put(document.id, document.body)
             readings.append(anonymous_bytes())
     print(json.dumps([readings[0], max(readings)]))
-
-
-def anonymous_bytes() -> int:
-    """The anonymous memory of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == "RssAnon":
-            return int(value.split()[0]) * 1024
-    raise SystemExit("this system does not tell RssAnon")
 
 
 def print_rows(size: int, rows: Sequence[Row]) -> None:

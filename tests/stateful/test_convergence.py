@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-import trio
 from fleet_machine import (
     NAMES,
     NODES_MAX,
@@ -25,7 +24,7 @@ from fleet_machine import (
     skews,
 )
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, rule
+from hypothesis.stateful import initialize, precondition, rule
 
 from trio_p2p.ids import DocumentID
 from trio_p2p.model.resolvers import local_wins, remote_wins
@@ -90,15 +89,31 @@ class Convergence(ExchangeMachine):
 
     @rule(node=nodes, skew_s=skews, seconds=st.integers(0, 60))
     def set_clock(self, node, skew_s, seconds):
-        self.run(trio.sleep, seconds)
+        self.wait(seconds)
         self.node(node).skew_s = skew_s
 
     @rule(edge=edges, pair=pairs, direction=directions)
     def exchange(self, edge, pair, direction):
+        self.exchange_over(self.choose(edge, pair, direction))
+
+    def exchange_over(self, taken):
         undisturbed = not self.fleet.exchanges
-        exchange = self.fleet.connect(self.choose(edge, pair, direction))
         run = self.fleet.run_undisturbed if undisturbed else self.fleet.run
-        self.run(run, exchange)
+        self.run(run, self.fleet.connect(taken))
+
+    @precondition(lambda self: len(self.fleet.nodes) > 2 and not self.centre)
+    @rule(node=nodes, name=names)
+    def learn_from_a_third_one(self, node, name):
+        """An edit that others passed on, and the next one meets it where another was known."""
+        ours, theirs, third = (self.node(node + distance) for distance in range(3))
+        self.run(self.edit, ours, name)
+        for taken in (route(ours, theirs), route(third, theirs)):
+            self.run(self.fleet.run, self.fleet.connect(taken))
+        self.run(self.edit, third, name)
+        for taken in (route(third, theirs), route(ours, third)):
+            self.run(self.fleet.run, self.fleet.connect(taken))
+        self.run(self.edit, ours, name)
+        self.exchange_over(route(ours, theirs, pull=False))
 
     @rule(
         edge=edges,

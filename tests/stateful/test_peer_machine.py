@@ -1,12 +1,15 @@
 """Two peers on one transport: every request gets its own answer, whatever is cancelled or cut."""
 
+import math
 from functools import partial
+from unittest import mock
 
 import trio
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from trio_p2p import limits
 from trio_p2p.blip import Message
 from trio_p2p.errors import ConnectionLostError, PeerError, RemoteProtocolError
 from trio_p2p.peer import Peer
@@ -39,9 +42,11 @@ class Peers(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
+        # Whoever is asked here may take his time.
+        self.patience = mock.patch.object(limits, "SILENCE_TIMEOUT_S", math.inf)
+        self.patience.start()
         self.driver = TrioDriver()
         self.numbers = iter(range(10**9))
-        self.cut = False
 
     @initialize(
         seed=st.integers(0, 1_000),
@@ -56,8 +61,11 @@ class Peers(RuleBasedStateMachine):
             Peer(transport, compression=compression)
             for transport, compression in zip(self.transports, compressions, strict=True)
         ]
-        # What each side was asked, by its body's first bytes; and what it answered.
+        # What each side was asked, by its name; and what it answered.
         self.asked = ({}, {})
+        # Of requests that are yet to arrive.
+        self.bodies = {}
+        self.may_be_lost = cut is not None
         self.answers = {}
         self.calls = {}
         self.callbacks = {}
@@ -73,6 +81,7 @@ class Peers(RuleBasedStateMachine):
 
     def note_request(self, side, number, message):
         name = message.properties["name"]
+        assert message.body == self.bodies.pop(name)
         assert name not in self.asked[side]
         if not message.no_reply:
             self.asked[side][name] = number
@@ -97,6 +106,7 @@ class Peers(RuleBasedStateMachine):
     def message(self, size, urgent, compressed, *, no_reply=False):
         name = str(next(self.numbers))
         body = (name.encode() * 20_000)[:size]
+        self.bodies[name] = body
         return name, Message({"name": name}, body, urgent, compressed, no_reply)
 
     @precondition(lambda self: any(self.asked))
@@ -130,6 +140,7 @@ class Peers(RuleBasedStateMachine):
     @rule(side=sides, how=st.sampled_from(("cut", "abort")))
     @precondition(lambda self: len(self.calls) > 8)
     def end(self, side, how):
+        self.may_be_lost = True
         getattr(self.transports[side], how)()
 
     def teardown(self):
@@ -138,6 +149,7 @@ class Peers(RuleBasedStateMachine):
                 self.finish()
         finally:
             self.driver.close()
+            self.patience.stop()
 
     def finish(self):
         self.driver.run(trio.sleep, 10_000)
@@ -147,8 +159,11 @@ class Peers(RuleBasedStateMachine):
                 self.peers[side].reply(number, self.answers[name])
         self.driver.run(trio.sleep, 10_000)
         lost = bool(self.ended)
+        assert self.may_be_lost or not lost, self.ended
+        cancelled = {name for name, call in self.calls.items() if call.scope.cancelled_caught}
+        assert lost or self.bodies.keys() <= cancelled
         for name, call in self.calls.items():
-            if not call.scope.cancelled_caught:
+            if name not in cancelled:
                 self.check(name, call.outcome, lost)
         self.transports[0].cut()
         self.driver.run(trio.sleep, 10_000)

@@ -7,7 +7,6 @@ themselves, are suspended and resumed, and find out alone that nobody answers.
 import logging
 from dataclasses import replace
 
-import trio
 from fleet_machine import (
     NODES_MAX,
     FleetMachine,
@@ -31,13 +30,15 @@ ATTEMPT_WAIT_S = 20.0
 CALM_S = 3 * (HEARTBEAT_S + ATTEMPT_WAIT_S)
 
 links = st.integers(0, 20)
+pauses = st.sampled_from((0.0, 0.01, 1.0, 10.0, 100.0))
 
 
 class Link:
     """A replicator that is to run for ever, and its network."""
 
-    def __init__(self, taken, resolver, nursery):
+    def __init__(self, taken, resolver, nursery, tally):
         self.route = taken
+        self.tally = tally
         passive, active = taken.passive, taken.active
         listening = trio_p2p.URLEndpointListenerConfiguration(
             collections=passive.collections,
@@ -70,6 +71,9 @@ class Link:
     async def stop(self):
         await self.replicator.stop()
         await self.replicator.wait_for(trio_p2p.ActivityLevel.STOPPED)
+        done = self.replicator.statistics()
+        self.tally["connected again"] += done.connections > 1
+        self.tally.note(done)
         self.replicator = None
 
     def mend(self):
@@ -114,37 +118,46 @@ class Replicators(FleetMachine):
             route(*(pair[::-1] if turn else pair))
             for pair, turn in zip(joints, turned, strict=False)
         ]
-        self.links = [Link(taken, resolver, self.driver.nursery) for taken in self.fleet.standing]
+        nursery = self.driver.nursery
+        self.links = [Link(each, resolver, nursery, self.tally) for each in self.fleet.standing]
         for link in self.links:
             self.run(link.start)
 
-    @rule(seconds=st.sampled_from((0.0, 0.01, 1.0, 10.0, 100.0)))
+    @rule(seconds=pauses)
     def let_time_pass(self, seconds):
-        self.run(trio.sleep, seconds)
+        self.wait(seconds)
 
     @rule(index=links)
     def cut(self, index):
         self.run(self.link(index).network.cut)
 
-    @rule(index=links)
-    def refuse_connections(self, index):
-        self.link(index).network.failure = ConnectionLostError("refused")
+    @rule(index=links, seconds=pauses)
+    def refuse_connections(self, index, seconds):
+        network = self.link(index).network
+        network.failure = ConnectionLostError("refused")
+        self.run(network.cut)
+        self.wait(seconds)
 
-    @rule(index=links)
-    def answer_nothing(self, index):
-        self.link(index).network.silent = True
+    @rule(index=links, seconds=pauses)
+    def answer_nothing(self, index, seconds):
+        network = self.link(index).network
+        network.silent = True
+        self.run(network.cut)
+        self.wait(seconds)
 
-    @rule(index=links)
-    def freeze(self, index):
+    @rule(index=links, seconds=pauses)
+    def freeze(self, index, seconds):
         self.link(index).network.freeze()
+        self.wait(seconds)
 
     @rule(index=links)
     def mend(self, index):
         self.link(index).mend()
 
-    @rule(index=links)
-    def suspend(self, index):
+    @rule(index=links, seconds=pauses)
+    def suspend(self, index, seconds):
         self.link(index).replicator.suspend()
+        self.wait(seconds)
 
     @rule(index=links)
     def start_again(self, index):
@@ -155,7 +168,7 @@ class Replicators(FleetMachine):
     def calm(self):
         for link in self.links:
             link.mend()
-        self.run(trio.sleep, CALM_S)
+        self.wait(CALM_S)
         for link in self.links:
             status = link.replicator.status
             assert status.activity is trio_p2p.ActivityLevel.IDLE, status
@@ -175,12 +188,21 @@ class Replicators(FleetMachine):
         for link in self.links:
             self.run(link.stop)
         # Until the listeners have seen the goodbyes.
-        self.run(trio.sleep, HEARTBEAT_S)
+        self.wait(HEARTBEAT_S)
+        self.nothing_fails_that_is_a_bug()
 
 
 def test_replicators_come_back_whatever_the_network_does():
     run_machine(
         Replicators,
         examples=50,
-        reaching=["proposal answered 0", "proposal answered 409", "merge stored"],
+        reaching=[
+            "connected again",
+            "conflict resolved",
+            "delta pushed",
+            "blob pulled",
+            "proposal answered 0",
+            "proposal answered 409",
+            "merge stored",
+        ],
     )

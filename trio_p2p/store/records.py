@@ -183,7 +183,7 @@ def _check_all(raw: memoryview | bytes, key: bytes | memoryview) -> None:
 def _check_revision(raw: memoryview, key: bytes | memoryview) -> None:
     """As `_check_all` for a revision, whose head alone has a valid checksum too."""
     _check_all(raw, key)
-    if len(raw) < _body_at(raw) + _CHECKSUM.size:
+    if len(raw) < _HEADER.size or len(raw) < _body_at(raw) + _CHECKSUM.size:
         raise _damaged(raw)
 
 

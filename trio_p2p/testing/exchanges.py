@@ -10,7 +10,12 @@ from typing import Final
 
 import trio
 
-from trio_p2p.errors import ReplicationError
+from trio_p2p.errors import (
+    CollectionNotFoundError,
+    ConnectionLostError,
+    ReplicationError,
+    StoreClosedError,
+)
 from trio_p2p.ids import DocumentID
 from trio_p2p.model.conflict import ConflictResolver
 from trio_p2p.replication.filters import ReplicationFilter
@@ -137,7 +142,9 @@ class Exchange:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._keep_failure, self._session.run)
                 nursery.start_soon(self._keep_failure, self._served.run)
-        assert self._may_fail or not self.failures, self.failures
+        for failure in self.failures:
+            assert self._may_fail, failure
+            assert _is_of_a_cut(failure), failure
 
     async def _keep_failure(self, run: Callable[[], Awaitable[object]]) -> None:
         try:
@@ -162,6 +169,20 @@ class Exchange:
     def excuse(self) -> None:
         """From now on it may fail: something is done to one of its nodes."""
         self._may_fail = True
+
+
+def _is_of_a_cut(failure: ReplicationError) -> bool:
+    """Whether a session failed as its connection was cut, or its database closed beneath it."""
+    causes: list[BaseException | None] = [failure]
+    while causes:
+        cause = causes.pop()
+        if isinstance(cause, ConnectionLostError | StoreClosedError | CollectionNotFoundError):
+            return True
+        if isinstance(cause, BaseExceptionGroup):
+            causes += cause.exceptions
+        elif cause is not None:
+            causes.append(cause.__cause__)
+    return False
 
 
 def scripted_delays(seed: int, events: Mapping[int, Callable[[], None]]) -> Callable[[], float]:

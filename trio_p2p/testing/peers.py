@@ -259,7 +259,7 @@ class Fleet:
         await trio.sleep(pause_s)
         for node in self.nodes:
             self._note_loss(node)
-        for name in self._forgotten:
+        for name in [name for name, nodes in self._forgotten.items() if nodes]:
             for group in groups(self.nodes, routes, name):
                 # Who forgot it knows least of what others have.
                 forgetful = [node for node in group if node in self._forgotten[name]]

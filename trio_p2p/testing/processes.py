@@ -6,9 +6,12 @@ import os
 from pathlib import Path
 
 
-def anonymous_bytes() -> int:
-    """Memory that no file stands behind, and so none of the mapped pages of databases."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+def anonymous_bytes(pid: int | None = None) -> int:
+    """Memory of this process, or another one, that no file stands behind: without mapped pages.
+
+    Raises: OSError if there is no such process.
+    """
+    for line in Path(f"/proc/{pid or 'self'}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("this system does not tell RssAnon")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections import Counter
+from contextlib import suppress
 from random import Random
 from typing import Final
 
@@ -15,6 +16,8 @@ _READ_BYTES: Final = 64 * 1024
 _DELAY_S_MAX: Final = 0.2
 # Closing a socket with this option set resets the connection.
 _RESET: Final = struct.pack("ii", 1, 0)
+# In turn, so that each comes soon.
+_FATES: Final = ("cut", "reset", "half-close", "hold-up")
 
 
 class FaultProxy:
@@ -23,12 +26,16 @@ class FaultProxy:
     Each lives for `life_s` seconds on average; then it is cut (both sides see the end), reset,
     closed in one direction, or held up until one of its ends gives up. While it lives its bytes
     come in other pieces than they were sent in, some of them late. `faults` counts what was done.
+
+    The first connection has the same life and fate whenever the seed is the same, so does the
+    second one, and so on.
     """
 
     def __init__(self, port: int, *, seed: int, life_s: float) -> None:
         self._port = port
-        self._random = Random(seed)
+        self._seed = seed
         self._life_s = life_s
+        self._pieces = Random(seed)
         self._disturbs = True
         self._calm = trio.Event()
         self.faults: Counter[str] = Counter()
@@ -54,38 +61,38 @@ class FaultProxy:
             await trio.aclose_forcefully(client)
             return
         self.faults["connection"] += 1
+        number = self.faults["connection"]
+        random = Random(f"{self._seed} {number}")
         pair = _Pair(client, server)
         async with client, server, trio.open_nursery() as nursery:
-            nursery.start_soon(self._doom, pair, nursery.cancel_scope)
+            nursery.start_soon(
+                self._doom, pair, _FATES[number % len(_FATES)], random, nursery.cancel_scope
+            )
             async with trio.open_nursery() as pumps:
                 pumps.start_soon(self._pump, client, server, pair)
                 pumps.start_soon(self._pump, server, client, pair)
             nursery.cancel_scope.cancel()
 
-    async def _doom(self, pair: _Pair, scope: trio.CancelScope) -> None:
+    async def _doom(self, pair: _Pair, fate: str, random: Random, scope: trio.CancelScope) -> None:
         """Let a connection live for a while, then end it in some way."""
-        with trio.move_on_after(self._random.expovariate(1 / self._life_s)):
+        with trio.move_on_after(random.expovariate(1 / self._life_s)):
             await self._calm.wait()
         if not self._disturbs:
             return
-        fate = self._random.choice(("cut", "reset", "half-close", "hold-up"))
         self.faults[fate] += 1
-        one = self._random.choice((pair.client, pair.server))
+        one = random.choice((pair.client, pair.server))
         match fate:
             case "cut":
                 scope.cancel()
             case "reset":
                 for stream in (pair.client, pair.server):
-                    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                    with suppress(OSError):  # A pump may have closed it.
+                        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 scope.cancel()
             case "half-close":
                 pair.closed_towards = one
-                try:
-                    await one.send_eof()
-                except (trio.BrokenResourceError, trio.ClosedResourceError):
-                    scope.cancel()
-                except trio.BusyResourceError:
-                    pass  # A pump is sending, and closes instead when it is done.
+                with suppress(OSError):
+                    one.socket.shutdown(socket.SHUT_WR)
             case "hold-up":
                 pair.flows = self._calm
 
@@ -93,9 +100,9 @@ class FaultProxy:
         self, source: trio.SocketStream, target: trio.SocketStream, pair: _Pair
     ) -> None:
         try:
-            while data := await source.receive_some(self._random.randrange(1, _READ_BYTES)):
-                if self._disturbs and self._random.random() < 0.05:
-                    await trio.sleep(self._random.uniform(0, _DELAY_S_MAX))
+            while data := await source.receive_some(self._pieces.randrange(1, _READ_BYTES)):
+                if self._disturbs and self._pieces.random() < 0.05:
+                    await trio.sleep(self._pieces.uniform(0, _DELAY_S_MAX))
                 if pair.flows is not None:
                     await pair.flows.wait()
                 if pair.closed_towards is target:

@@ -43,7 +43,9 @@ _SAMPLES_PER_RUN: Final = 40
 # So that a connection which is held up is noticed soon.
 _HEARTBEAT_S: Final = 3.0
 _ATTEMPT_WAIT_S: Final = 1.0
-# Longer than passing on what is left takes once nothing disturbs.
+# How long connections live on average: long enough to open a session, and to do something in it.
+_LIFE_S: Final = 3.0
+# Longer than a process takes to start, or passing on what is left once nothing disturbs.
 _SETTLE_S: Final = 120.0
 
 
@@ -82,12 +84,16 @@ class SoakReport:
 
 
 async def run(directory: Path, *, seconds: float, seed: int) -> SoakReport:
-    """Run both peers for so long, then let them settle. Cancelling: kills both."""
+    """Run both peers for so long, then let them settle. Cancelling: kills both.
+
+    Raises: RuntimeError if a peer ends early, trio.TooSlowError if one hangs.
+    """
     async with (
         _open_peer("listener", directory / "a.p2p", seed, seconds) as listener,
         trio.open_nursery() as nursery,
     ):
-        proxy = FaultProxy(await listener.receive(), seed=seed, life_s=seconds / 20)
+        with trio.fail_after(_SETTLE_S):
+            proxy = FaultProxy(await listener.receive(), seed=seed, life_s=_LIFE_S)
         port = await nursery.start(proxy.serve)
         async with _open_peer("replicator", directory / "b.p2p", seed + 1, seconds, port) as other:
             await trio.sleep(seconds)
@@ -95,9 +101,9 @@ async def run(directory: Path, *, seconds: float, seed: int) -> SoakReport:
             with trio.fail_after(_SETTLE_S):
                 for peer in (listener, other):
                     await peer.command("finish")
-                replicator_report = PeerReport(**await other.receive())
+                replicator_report = await other.report()
                 await listener.command("close")
-                listener_report = PeerReport(**await listener.receive())
+                listener_report = await listener.report()
         nursery.cancel_scope.cancel()
     return SoakReport(listener_report, replicator_report, dict(proxy.faults))
 
@@ -108,6 +114,19 @@ class _Peer:
     def __init__(self, process: trio.Process) -> None:
         self._process = process
         self._read = b""
+        self._has_reported = False
+
+    async def watch(self) -> None:
+        """Wait until the process ends. Raises RuntimeError if it is too early for that."""
+        await self._process.wait()
+        if not self._has_reported:
+            raise RuntimeError("a peer ended early")
+
+    async def report(self) -> PeerReport:
+        """What it writes last."""
+        values = await self.receive()
+        self._has_reported = True
+        return PeerReport(**values)
 
     async def receive(self) -> Any:
         """The next line that it writes."""
@@ -134,8 +153,10 @@ async def _open_peer(*arguments: object) -> AsyncIterator[_Peer]:
             trio.run_process, stdin=subprocess.PIPE, stdout=subprocess.PIPE, check=False
         )
         process: trio.Process = await nursery.start(start, command)
+        peer = _Peer(process)
+        nursery.start_soon(peer.watch)
         try:
-            yield _Peer(process)
+            yield peer
         finally:
             nursery.cancel_scope.cancel()
 
@@ -161,18 +182,16 @@ class _Worker:
         while True:
             await trio.sleep(self._random.expovariate(_EDITS_PER_SECOND))
             name = f"document-{self._random.randrange(_DOCUMENTS)}"
+            text = self._random.randbytes(self._random.choice((10, 100, 3_000))).hex()
+            is_deletion = self._random.random() < 0.2
             self.edits += 1
             try:
-                if self._random.random() < 0.2:
+                if is_deletion:
                     await self.collection.delete(name)
                 else:
-                    await self.collection.update(name, self._change)
+                    await self.collection.update(name, partial(_edited, text))
             except (DocumentNotFoundError, ConflictError):
                 continue
-
-    def _change(self, body: dict[str, Any] | None) -> dict[str, Any]:
-        text = self._random.randbytes(self._random.choice((10, 100, 3_000))).hex()
-        return {"edits": (body or {}).get("edits", 0) + 1, "text": text}
 
     async def measure(self) -> NoReturn:
         """Note the memory from time to time."""
@@ -202,6 +221,10 @@ class _Worker:
         return PeerReport(
             documents, self.edits, self.resolved, self._memory, sorted(left_open), tasks
         )
+
+
+def _edited(text: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    return {"edits": (body or {}).get("edits", 0) + 1, "text": text}
 
 
 async def _listen(worker: _Worker, database: Database) -> None:

@@ -10,6 +10,7 @@ from unittest import mock
 from trio_p2p.peer import Peer
 from trio_p2p.replication.messages import Proposal, ProposalAnswer
 from trio_p2p.replication.profiles.couchbase import CouchbaseProfile
+from trio_p2p.replication.status import ReplicatorStatistics
 from trio_p2p.testing.exchanges import Exchange
 
 
@@ -41,9 +42,14 @@ class Tally(Counter[str]):
 
     def note_end(self, exchange: Exchange) -> None:
         """Count what an exchange did that has ended."""
-        done = exchange.journal.statistics()
         self["exchange"] += 1
-        if exchange.journal.statistics().connections == 0:
+        self.note(exchange.journal.statistics())
+        for failure in exchange.failures:
+            self[f"session failed with {failure.status}"] += 1
+
+    def note(self, done: ReplicatorStatistics) -> None:
+        """Count what a replicator did."""
+        if done.connections == 0:
             self["cut before it began"] += 1
         self["document pushed"] += done.documents_pushed
         self["document pulled"] += done.documents_pulled
@@ -53,5 +59,3 @@ class Tally(Counter[str]):
         self["blob pulled"] += done.blobs_received
         self["document failed"] += done.documents_failed
         self["conflict resolved"] += done.conflicts_resolved
-        for failure in exchange.failures:
-            self[f"session failed with {failure.status}"] += 1

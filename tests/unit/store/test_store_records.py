@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -81,6 +82,14 @@ def test_a_revision_record_cut_short_is_damage(length):
     record = records.pack_revision(Revision(VersionVector(Version(1, ANN))), 1, KEY)
     with pytest.raises(StoreCorruptError, match="damaged"):
         records.unpack_revision(memoryview(record)[:length], KEY)
+
+
+@given(st.binary(max_size=40))
+def test_what_is_too_short_for_a_revision_is_damage_even_with_a_right_checksum(raw):
+    raw += zlib.crc32(raw, zlib.crc32(KEY)).to_bytes(4, "little")
+    for read in (Record, records.unpack_revision):
+        with suppress(StoreCorruptError):
+            read(memoryview(raw), KEY)
 
 
 def test_a_revision_record_with_a_wrong_length_inside_is_damage():
