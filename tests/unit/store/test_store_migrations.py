@@ -24,11 +24,15 @@ FORMAT_3 = VECTORS / "store_format_3.mdb.xz"
 NOW = 1_800_000_000 * 10**9
 
 
+def unpacked(vector, path):
+    path.mkdir()
+    (path / DATA_FILE).write_bytes(lzma.decompress(vector.read_bytes()))
+    return path
+
+
 @pytest.fixture
 def old(path):
-    path.mkdir()
-    (path / DATA_FILE).write_bytes(lzma.decompress(FORMAT_1.read_bytes()))
-    return path
+    return unpacked(FORMAT_1, path)
 
 
 async def test_a_database_of_format_1_is_read_whole(old):
@@ -109,9 +113,7 @@ async def test_a_migration_that_fails_changes_nothing(old, monkeypatch):
 
 
 async def test_a_database_of_format_2_is_read_whole(path):
-    path.mkdir()
-    (path / DATA_FILE).write_bytes(lzma.decompress(FORMAT_2.read_bytes()))
-    async with open_test_database(path, clock=lambda: NOW) as db:
+    async with open_test_database(unpacked(FORMAT_2, path), clock=lambda: NOW) as db:
         check_store(db.engine)
         assert str(db.id) == "ed828c76-1c5c-480e-b197-ed7eaedb1191"
         assert db.source_id == "7iWIacZlHwSfM3gj/TuQjw"
@@ -136,9 +138,7 @@ async def test_a_database_of_format_2_is_read_whole(path):
 
 @pytest.fixture
 def of_format_3(path):
-    path.mkdir()
-    (path / DATA_FILE).write_bytes(lzma.decompress(FORMAT_3.read_bytes()))
-    return path
+    return unpacked(FORMAT_3, path)
 
 
 async def test_the_keys_of_bodies_of_format_3_are_put_in_order(of_format_3):
