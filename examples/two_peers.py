@@ -19,7 +19,7 @@ async def listening_peer(
             collections=[db.default_collection],
             network_interface="127.0.0.1",  # leave it out to serve other machines too
             authenticator=trio_p2p.ListenerPasswordAuthenticator(
-                lambda user, password: (user, password) == ("ann", PASSWORD)
+                lambda user, password: user == "ann" and trio_p2p.same_secret(password, PASSWORD)
             ),
         )
         async with trio_p2p.open_listener(config) as listener:  # TLS, identity made and kept
