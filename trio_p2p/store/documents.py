@@ -6,7 +6,7 @@ from enum import Enum
 from typing import Final, Literal
 
 from trio_p2p import limits
-from trio_p2p.errors import ConflictError, DocumentNotFoundError
+from trio_p2p.errors import ConflictError, DocumentNotFoundError, StoreCorruptError
 from trio_p2p.ids import DocumentID, Sequence
 from trio_p2p.model.blob import may_name_blobs
 from trio_p2p.model.document import EMPTY_BODY, Revision, Stored
@@ -113,7 +113,7 @@ def edit(
     """Edit a document here: a new version with this body, or a tombstone for None.
 
     Raises: ConflictError, whose `current` is a Stored or None; DocumentNotFoundError if there is
-    nothing to delete; BlobNotFoundError; CollectionNotFoundError.
+    nothing to delete; BlobNotFoundError; CollectionNotFoundError; StoreCorruptError.
     """
     txn.collection(collection)
     current = head(txn, collection, document_id)
@@ -129,6 +129,11 @@ def edit(
     deleted = body is None
     content = EMPTY_BODY if body is None else body
     version = txn.stamp()
+    if current is not None and version.time <= current.revision.vector.greatest().time:
+        raise StoreCorruptError(
+            "the stored clock is behind the version of a document: restore a backup",
+            document_id=document_id,
+        )
     revision = (
         current.revision.edited(version, content, deleted=deleted)
         if current is not None

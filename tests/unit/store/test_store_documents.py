@@ -5,12 +5,18 @@ from itertools import chain
 import pytest
 
 from trio_p2p import limits
-from trio_p2p.errors import ClockSkewError, ConflictError, DocumentNotFoundError
+from trio_p2p.errors import (
+    ClockSkewError,
+    ConflictError,
+    DocumentNotFoundError,
+    StoreCorruptError,
+)
 from trio_p2p.ids import SourceID
 from trio_p2p.model.document import EMPTY_BODY, Revision
 from trio_p2p.model.version import Order, TreeRevisionID, Version
-from trio_p2p.store import changes, documents
+from trio_p2p.store import changes, documents, keys, schema
 from trio_p2p.store.documents import ANY
+from trio_p2p.testing.databases import open_test_database
 
 C = 1
 BOB = SourceID(b"b" * 16)
@@ -245,3 +251,21 @@ async def test_large_tombstones_end_a_slice_early_though_they_are_left_out(
         await put(document_id, revision(1, body=bytes(600), deleted=True))
     await put("e", revision(1))
     assert scan() == [[], [], ["e"]]
+
+
+async def test_a_stored_clock_that_is_behind_a_version_is_damage(path):
+    """The counter has no checksum, and a new version must be later than what it replaces."""
+    now = 1_800_000_000 * 10**9
+    async with open_test_database(path, clock=lambda: now) as db:
+        first = await db.default_collection.put("a", {"n": 1})
+        second = await db.default_collection.put("a", {"n": 2})
+
+        def turn_back(txn):
+            earlier = keys.number(first.version.time - 1)
+            txn.raw.put(schema.META_CLOCK, earlier, db=txn.tables.meta)
+
+        await db.engine.write(turn_back)
+    async with open_test_database(path, clock=lambda: now) as db:
+        with pytest.raises(StoreCorruptError, match="clock"):
+            await db.default_collection.put("a", {"n": 3})
+        assert db.default_collection.get("a").version == second.version
