@@ -116,7 +116,7 @@ class URLEndpointListener:
 
     def __init__(self, configuration: URLEndpointListenerConfiguration) -> None:
         self.configuration = configuration
-        self._journal = Journal()
+        self._journal = Journal(events_max=0)  # It has counters to tell, no events.
         self._listeners: list[trio.SocketListener] = []
         self._identities = _identity_source(configuration)
         self._identity: TLSIdentity | None = None

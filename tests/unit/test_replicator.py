@@ -109,6 +109,36 @@ async def test_a_cut_connection_is_made_again_and_nothing_is_lost(
             assert replicator.status.error is None
 
 
+@pytest.mark.parametrize("direction", ["push", "pull"])
+async def test_a_cut_fails_no_document_and_is_forgotten_by_progress(
+    tmp_path: Path, autojump_clock: Any, direction: str
+) -> None:
+    """What was on its way goes with the next session: the status tells of the cut, no document."""
+    async with open_peers(tmp_path) as (shop, till, network):
+        giver, taker = (till, shop) if direction == "push" else (shop, till)
+        async with giver.default_collection.batch() as batch:
+            for number in range(1_000):
+                batch.put(f"apple-{number}", {"text": "x" * 1_000})
+
+        async def cut_midway() -> None:
+            async for _ in taker.default_collection.changes():
+                await network.cut()
+                return
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cut_midway)
+            await trio.testing.wait_all_tasks_blocked()
+            replicator = trio_p2p.Replicator(configuration(till, network, continuous=False))
+            await replicator.run()
+        result = replicator.result()
+        assert taker.default_collection.count == 1_000
+        assert result.statistics.connections == 2
+        assert (result.documents_failed, result.errors) == (0, ())
+        assert network.listener.statistics().documents_failed == 0
+        progress = replicator.status.progress
+        assert progress.completed == progress.total
+
+
 async def test_the_first_pause_is_short_again_after_a_session_that_worked(
     tmp_path: Path, autojump_clock: Any
 ) -> None:

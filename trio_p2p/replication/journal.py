@@ -22,15 +22,25 @@ from trio_p2p.replication.status import (
 class Journal:
     """Collects what pushers, pullers and resolvers report; readers take frozen snapshots."""
 
-    def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
-        """`on_change` is called after every report; it must not block."""
+    def __init__(
+        self,
+        on_change: Callable[[], None] = lambda: None,
+        *,
+        events_max: int = limits.DOCUMENT_EVENTS_MAX,
+    ) -> None:
+        """`on_change` is called after every report; it must not block.
+
+        `events_max` is how many events are kept, and how many failures besides.
+        """
         self._on_change = on_change
         self._statistics = ReplicatorStatistics()
         self._counts = {Direction.PUSH: 0, Direction.PULL: 0}
         self._offered = self._settled = self._failed = self._resolved = 0
-        self.events: deque[DocumentReplication] = deque(maxlen=limits.DOCUMENT_EVENTS_MAX)
+        # Offers that sessions before this one did not get to: offered again, they count again.
+        self._left_over = 0
+        self.events: deque[DocumentReplication] = deque(maxlen=events_max)
         # Kept by themselves, or the many that went well would push them out.
-        self.failures: deque[DocumentReplication] = deque(maxlen=limits.DOCUMENT_EVENTS_MAX)
+        self.failures: deque[DocumentReplication] = deque(maxlen=events_max)
         self.event_count = 0
         self._skewed: dict[tuple[str, DocumentID], ClockSkewError] = {}
 
@@ -118,6 +128,7 @@ class Journal:
     def connected(self) -> None:
         """A session began, which tries again whatever failed."""
         self._skewed.clear()
+        self._left_over = max(0, self._offered - self._settled)
         self._add(connections=1)
 
     def moved(self, bytes_sent: int, bytes_received: int) -> None:
@@ -137,9 +148,8 @@ class Journal:
 
     def progress(self) -> Progress:
         """Documents done and known of."""
-        return Progress(
-            self._settled, max(self._offered, self._settled), sum(self._counts.values())
-        )
+        total = max(self._offered - self._left_over, self._settled)
+        return Progress(self._settled, total, sum(self._counts.values()))
 
     def _add(self, **counts: int) -> None:
         sums = {name: getattr(self._statistics, name) + n for name, n in counts.items()}

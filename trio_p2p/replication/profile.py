@@ -91,7 +91,10 @@ class Profile(Protocol):
     def send_revisions(
         self, collection: int, revisions: Sequence[SentRevision], on_outcome: OnOutcome
     ) -> None:
-        """Queue revisions; `on_outcome` is called for each of them, once, without blocking."""
+        """Queue revisions; `on_outcome` is called for each of them, once, without blocking.
+
+        It is not called for those that are unanswered when the connection is lost.
+        """
         ...
 
     def send_no_revision(self, message: NoRevision) -> None: ...

@@ -82,6 +82,26 @@ def test_progress_counts_failed_and_unneeded_documents_as_completed():
     assert journal.progress() == Progress(completed=4, total=5, document_count=1)
 
 
+def test_what_a_session_left_over_is_counted_once_more_when_it_is_offered_again():
+    journal = Journal()
+    for left_over in (5, 3, 0):
+        journal.connected()
+        journal.offered(5)
+        journal.settled(5 - left_over)
+        completed = journal.progress().completed
+        assert journal.progress() == Progress(completed, completed + left_over)
+    assert journal.statistics().documents_offered == 15
+
+
+def test_whoever_has_no_use_for_events_keeps_none_and_counts_all_the_same():
+    journal = Journal(events_max=0)
+    journal.stored(Direction.PULL, NOTES, A, False)
+    journal.failed(Direction.PULL, NOTES, B, REFUSED)
+    assert (len(journal.events), len(journal.failures)) == (0, 0)
+    statistics = journal.statistics()
+    assert (statistics.documents_pulled, statistics.documents_failed) == (1, 1)
+
+
 def test_more_is_never_completed_than_known_of():
     journal = Journal()
     journal.stored(Direction.PULL, NOTES, A, False)

@@ -242,7 +242,9 @@ class CouchbaseProfile:
                 body = with_stubs(body)
 
         def on_reply(reply: Message | PeerError | ConnectionLostError) -> None:
-            on_outcome(sent, outcome_of(reply))
+            # What a lost connection leaves unanswered has no outcome: the session ends by it.
+            if not isinstance(reply, ConnectionLostError):
+                on_outcome(sent, outcome_of(reply))
 
         message = self._message("rev", collection, properties, body, compressed=True)
         try:

@@ -10,7 +10,7 @@ import orjson
 
 from trio_p2p import limits
 from trio_p2p.blip import Message
-from trio_p2p.errors import ConnectionLostError, PeerError, RemoteProtocolError
+from trio_p2p.errors import PeerError, RemoteProtocolError
 from trio_p2p.model.version import RevisionID
 from trio_p2p.replication.messages import (
     AttachmentProof,
@@ -117,7 +117,7 @@ def outcome_properties(outcome: RevisionOutcome) -> dict[str, str]:
     return properties
 
 
-def outcome_of(reply: Message | PeerError | ConnectionLostError) -> RevisionOutcome:
+def outcome_of(reply: Message | PeerError) -> RevisionOutcome:
     match reply:
         case Message(properties):
             current = None
@@ -131,5 +131,3 @@ def outcome_of(reply: Message | PeerError | ConnectionLostError) -> RevisionOutc
             return RevisionOutcome(code, text, retryable)
         case PeerError():
             return RevisionOutcome(502, str(reply))
-        case lost:
-            return RevisionOutcome(lost.code, lost.message, retryable=True)
