@@ -10,7 +10,8 @@ import random
 from trio_p2p.testing import soak
 
 SECONDS = float(os.environ.get("TRIO_P2P_SOAK_S", "60"))
-GROWTH_BYTES_MAX = 4 * 2**20
+# Some of it is for a replicator's document events, until there are as many as it keeps.
+GROWTH_BYTES_MAX = 2 * 2**20
 
 
 async def test_peers_are_equal_after_all_and_leave_nothing_behind(tmp_path):
@@ -19,6 +20,8 @@ async def test_peers_are_equal_after_all_and_leave_nothing_behind(tmp_path):
     report = await soak.run(tmp_path, seconds=SECONDS, seed=seed)
     print(report.faults)
     listener, replicator = report.listener, report.replicator
+    for name, peer in (("listener", listener), ("replicator", replicator)):
+        print(f"{name}: {peer.memory_growth_bytes / 2**20:+.2f} MiB, {peer.edits} edits")
     assert listener.documents == replicator.documents
     assert min(listener.edits, replicator.edits) > SECONDS
     assert replicator.resolved > 0

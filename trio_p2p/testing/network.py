@@ -50,7 +50,8 @@ class MemoryNetwork:
 
     async def cut(self) -> None:
         """Cut all connections."""
-        for stream in self._streams:
+        streams, self._streams = self._streams, []
+        for stream in streams:
             await trio.aclose_forcefully(stream)
 
     def freeze(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 from pathlib import Path
 
@@ -15,6 +17,19 @@ def anonymous_bytes(pid: int | None = None) -> int:
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("this system does not tell RssAnon")
+
+
+def held_bytes() -> int:
+    """Memory that this process holds: of `anonymous_bytes`, what is not free.
+
+    What was freed first goes back to the system, which the C library would put off: after some
+    minutes of sessions it keeps several MiB for later.
+    """
+    gc.collect()
+    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)  # The GNU C library has it.
+    if give_back is not None:
+        give_back(0)
+    return anonymous_bytes()
 
 
 def open_descriptors() -> dict[str, str]:

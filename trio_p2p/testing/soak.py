@@ -34,7 +34,7 @@ from trio_p2p.replicator import open_replicator
 from trio_p2p.replicator_configuration import ReplicatorConfiguration
 from trio_p2p.security.keystore import MemoryKeyStore
 from trio_p2p.store.database import Collection, Database, open_database
-from trio_p2p.testing.processes import anonymous_bytes, open_descriptors
+from trio_p2p.testing.processes import held_bytes, open_descriptors
 from trio_p2p.testing.proxy import FaultProxy
 
 _DOCUMENTS: Final = 100
@@ -58,7 +58,7 @@ class PeerReport:
     edits: int
     resolved: int
     memory_bytes: list[int]
-    """Anonymous memory, at equal distances of time."""
+    """Memory that it held, at equal distances of time."""
     left_open: list[str]
     """Descriptors that were not open before it listened or connected."""
     tasks_left: int
@@ -197,7 +197,7 @@ class _Worker:
         """Note the memory from time to time."""
         while True:
             await trio.sleep(self._seconds / _SAMPLES_PER_RUN)
-            self._memory.append(anonymous_bytes())
+            self._memory.append(held_bytes())
 
     async def exchange_marks(self, ours: str, theirs: str) -> None:
         """Write a last document, and wait for the peer's: what was before it has come too."""
