@@ -19,8 +19,10 @@ from hypothesis.stateful import (
 
 from trio_p2p.errors import StoreClosedError
 from trio_p2p.ids import DocumentID
+from trio_p2p.model.resolvers import local_wins, remote_wins
 from trio_p2p.testing.driver import TrioDriver
 from trio_p2p.testing.exchanges import Route, scripted_delays
+from trio_p2p.testing.histories import RESOLVERS
 from trio_p2p.testing.nodes import DEFAULT, Name, Node, repeatable_identities
 from trio_p2p.testing.peers import SKEW_S_MAX, Fleet
 from trio_p2p.testing.tally import Tally
@@ -64,6 +66,28 @@ accidents = st.just({}) | st.dictionaries(
 )
 
 
+SOME = tuple(DocumentID(document) for document in "ab")
+# How two peers are joined for good, with the first one active: by one exchange, or by two. Most
+# carry everything both ways.
+JOINTS = (
+    [{}],
+    [{}],
+    [{}],
+    [{"push": False}, {"pull": False}],
+    [{"push": False}],
+    [{"pull": False}],
+    [{"document_ids": SOME}],
+    [{"push_filter": frozenset(SOME)}],
+    [{"pull_filter": frozenset(SOME)}],
+    [{"push_filter": frozenset(SOME[:1]), "pull_filter": frozenset(SOME)}],
+    [{"collections": (NOTES,)}],
+    "mutual pulls",
+)
+# These settle a conflict differently on each side.
+SIDED = (local_wins, remote_wins)
+resolvers = st.sampled_from(RESOLVERS) | st.sampled_from(SIDED)
+
+
 def shaped(shape, members):
     """The pairs of members that are joined."""
     match shape:
@@ -105,11 +129,33 @@ class FleetMachine(RuleBasedStateMachine):
             for number, skew_s in enumerate(skews)
         ]
         self.fleet = Fleet(opened, resolver, self.witness)
+        # Where each side prefers its own, one node must never resolve: the centre of a star.
+        self.centre = opened[0] if resolver in SIDED else None
         self.fleet.on_end = self.tally.note_end
         self.witness.on_merge = lambda: self.tally.update(["merge stored"])
         for node in opened:
             self.driver.nursery.start_soon(node.run)
             self.run(node.wait_open)
+
+    def drawn_routes(self, shape, draw):
+        """Routes that there are for good, which join all nodes in this shape."""
+        routes = []
+        for pair in shaped("star" if self.centre else shape, self.fleet.nodes):
+            first, second = self.turned(pair, draw(st.booleans()))
+            joint = draw(st.sampled_from(JOINTS[:-1] if self.centre else JOINTS))
+            if joint == "mutual pulls":
+                routes.append(route(first, second, push=False))
+                routes.append(route(second, first, push=False))
+            else:
+                routes += [route(first, second, **settings) for settings in joint]
+        return routes
+
+    def turned(self, pair, turn):
+        """The two, the other way round if told so; a centre is always the passive one."""
+        first, second = pair
+        if self.centre:
+            turn = first is self.centre
+        return (second, first) if turn else (first, second)
 
     @rule(node=nodes, name=names, content=contents)
     def put(self, node, name, content):

@@ -6,7 +6,6 @@ import pytest
 from fleet_machine import (
     NAMES,
     NODES_MAX,
-    NOTES,
     ExchangeMachine,
     accidents,
     directions,
@@ -15,40 +14,16 @@ from fleet_machine import (
     names,
     nodes,
     pairs,
+    resolvers,
     route,
     run_machine,
     seconds,
     seeds,
-    shaped,
     shapes,
     skews,
 )
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
-
-from trio_p2p.ids import DocumentID
-from trio_p2p.model.resolvers import local_wins, remote_wins
-from trio_p2p.testing.histories import RESOLVERS
-
-SOME = tuple(DocumentID(document) for document in "ab")
-# These settle a conflict differently on each side.
-SIDED = (local_wins, remote_wins)
-# How two peers are joined for good, with the first one active: by one exchange, or by two. Most
-# carry everything both ways.
-JOINTS = (
-    [{}],
-    [{}],
-    [{}],
-    [{"push": False}, {"pull": False}],
-    [{"push": False}],
-    [{"pull": False}],
-    [{"document_ids": SOME}],
-    [{"push_filter": frozenset(SOME)}],
-    [{"pull_filter": frozenset(SOME)}],
-    [{"push_filter": frozenset(SOME[:1]), "pull_filter": frozenset(SOME)}],
-    [{"collections": (NOTES,)}],
-    "mutual pulls",
-)
 
 
 class Convergence(ExchangeMachine):
@@ -57,24 +32,15 @@ class Convergence(ExchangeMachine):
     @initialize(
         skews=st.lists(skews, min_size=2, max_size=NODES_MAX),
         commits_s=st.tuples(*[seconds] * NODES_MAX),
-        resolver=st.sampled_from(RESOLVERS) | st.sampled_from(SIDED),
+        resolver=resolvers,
         shape=shapes,
         data=st.data(),
     )
     def open_nodes(self, skews, commits_s, resolver, shape, data):
         self.open_fleet(skews, resolver)
-        # Where each side prefers its own, one node must never resolve: the centre of a star.
-        self.centre = self.node(0) if resolver in SIDED else None
         for node, commit_s in zip(self.fleet.nodes, commits_s, strict=False):
             node.commit_s = commit_s
-        for pair in shaped("star" if self.centre else shape, self.fleet.nodes):
-            first, second = self.turned(pair, data.draw(st.booleans()))
-            joint = data.draw(st.sampled_from(JOINTS[:-1] if self.centre else JOINTS))
-            if joint == "mutual pulls":
-                self.routes.append(route(first, second, push=False))
-                self.routes.append(route(second, first, push=False))
-            else:
-                self.routes += [route(first, second, **settings) for settings in joint]
+        self.routes = self.drawn_routes(shape, data.draw)
 
     @rule(node=nodes)
     def put_all(self, node):
@@ -149,13 +115,6 @@ class Convergence(ExchangeMachine):
             other = taken.passive if taken.active is self.centre else taken.active
             taken = replace(taken, active=other, passive=self.centre)
         return taken
-
-    def turned(self, pair, turn):
-        """The two, the other way round if told so; a centre is always the passive one."""
-        first, second = pair
-        if self.centre:
-            turn = first is self.centre
-        return (second, first) if turn else (first, second)
 
     def finish(self):
         self.close_links()

@@ -5,14 +5,15 @@ themselves, are suspended and resumed, and find out alone that nobody answers.
 """
 
 import logging
-from dataclasses import replace
 
+import trio
 from fleet_machine import (
+    NAMES,
     NODES_MAX,
     FleetMachine,
-    route,
+    nodes,
+    resolvers,
     run_machine,
-    shaped,
     shapes,
     skews,
 )
@@ -21,7 +22,6 @@ from hypothesis.stateful import initialize, invariant, rule
 
 import trio_p2p
 from trio_p2p.errors import ConnectionLostError
-from trio_p2p.testing.histories import RESOLVERS
 from trio_p2p.testing.network import MemoryNetwork
 
 HEARTBEAT_S = 30.0
@@ -31,6 +31,22 @@ CALM_S = 3 * (HEARTBEAT_S + ATTEMPT_WAIT_S)
 
 links = st.integers(0, 20)
 pauses = st.sampled_from((0.0, 0.01, 1.0, 10.0, 100.0))
+TYPES = {
+    (True, True): trio_p2p.ReplicatorType.PUSH_AND_PULL,
+    (True, False): trio_p2p.ReplicatorType.PUSH,
+    (False, True): trio_p2p.ReplicatorType.PULL,
+}
+
+
+def listener_of(node):
+    return trio_p2p.URLEndpointListener(
+        trio_p2p.URLEndpointListenerConfiguration(
+            collections=node.collections,
+            disable_tls=True,
+            heartbeat=HEARTBEAT_S,
+            enable_delta_sync=True,
+        )
+    )
 
 
 class Link:
@@ -39,42 +55,75 @@ class Link:
     def __init__(self, taken, resolver, nursery, tally):
         self.route = taken
         self.tally = tally
-        passive, active = taken.passive, taken.active
-        listening = trio_p2p.URLEndpointListenerConfiguration(
-            collections=passive.collections,
-            disable_tls=True,
-            heartbeat=HEARTBEAT_S,
-            enable_delta_sync=True,
-        )
-        listener = trio_p2p.URLEndpointListener(listening)
-        self.network = MemoryNetwork(nursery, listener)
-        self.configuration = trio_p2p.ReplicatorConfiguration(
+        self.network = MemoryNetwork(nursery, listener_of(taken.passive))
+        self.replicator = None
+        self._resolver = resolver
+        self._nursery = nursery
+        self._scope = None
+
+    @property
+    def configuration(self):
+        plan = self.route.plan(self._resolver, continuous=True)
+        return trio_p2p.ReplicatorConfiguration(
             target=self.network.connect,
-            target_id=str(passive.number),
+            target_id=str(self.route.passive.number),
             collections={
-                collection: trio_p2p.CollectionConfiguration(conflict_resolver=resolver)
-                for collection in active.collections
+                each.collection: trio_p2p.CollectionConfiguration(
+                    push_filter=each.push_filter,
+                    pull_filter=each.pull_filter,
+                    document_ids=each.document_ids,
+                    conflict_resolver=each.resolver,
+                )
+                for each in plan.collections
             },
-            continuous=True,
+            replicator_type=TYPES[plan.push, plan.pull],
+            continuous=plan.continuous,
+            enable_delta_sync=plan.deltas,
             heartbeat=HEARTBEAT_S,
             max_attempt_wait=ATTEMPT_WAIT_S,
         )
-        self.replicator = None
-        self._nursery = nursery
+
+    @property
+    def must_be_done(self):
+        """Whether nothing may be pending once all is calm: what comes back settles conflicts."""
+        names = [name for name in NAMES if self.route.pushes(name)]
+        return bool(names) and all(map(self.route.pulls, names))
 
     async def start(self):
-        deltas = self.route.active.permits_deltas
-        configuration = replace(self.configuration, enable_delta_sync=deltas)
-        self.replicator = trio_p2p.Replicator(configuration)
-        await self._nursery.start(self.replicator.run)
+        self.replicator = trio_p2p.Replicator(self.configuration)
+        await self._nursery.start(self._run)
+
+    async def _run(self, *, task_status):
+        with trio.CancelScope() as self._scope:
+            await self.replicator.run(task_status=task_status)
 
     async def stop(self):
         await self.replicator.stop()
+        await self.ended()
+
+    async def ended(self):
         await self.replicator.wait_for(trio_p2p.ActivityLevel.STOPPED)
         done = self.replicator.statistics()
         self.tally["connected again"] += done.connections > 1
         self.tally.note(done)
         self.replicator = None
+
+    async def lose(self, node):
+        """The process of one of its ends is no more."""
+        if node is self.route.active:
+            self._scope.cancel()
+            await self.ended()
+        else:
+            self.network.failure = ConnectionLostError("nobody is there")
+        await self.network.cut()
+
+    async def find(self, node):
+        """The process has been started again."""
+        if node is self.route.active:
+            await self.start()
+        else:
+            self.network.listener = listener_of(node)
+            self.network.failure = None
 
     def mend(self):
         self.network.failure = None
@@ -95,7 +144,7 @@ class Errors(logging.Handler):
 
 
 class Replicators(FleetMachine):
-    """All peers are joined both ways; no connection is left alone for long."""
+    """Peers in any topology, by replicators that run all the time and are seldom left alone."""
 
     def __init__(self):
         super().__init__()
@@ -106,18 +155,14 @@ class Replicators(FleetMachine):
         self.links = []
 
     @initialize(
-        skews=st.lists(skews, min_size=2, max_size=4),
-        resolver=st.sampled_from(RESOLVERS),
+        skews=st.lists(skews, min_size=2, max_size=NODES_MAX),
+        resolver=resolvers,
         shape=shapes,
-        turned=st.lists(st.booleans(), min_size=NODES_MAX, max_size=NODES_MAX),
+        data=st.data(),
     )
-    def open_nodes(self, skews, resolver, shape, turned):
+    def open_nodes(self, skews, resolver, shape, data):
         self.open_fleet(skews, resolver)
-        joints = shaped(shape, self.fleet.nodes)
-        self.fleet.standing = [
-            route(*(pair[::-1] if turn else pair))
-            for pair, turn in zip(joints, turned, strict=False)
-        ]
+        self.fleet.standing = self.drawn_routes(shape, data.draw)
         nursery = self.driver.nursery
         self.links = [Link(each, resolver, nursery, self.tally) for each in self.fleet.standing]
         for link in self.links:
@@ -164,6 +209,18 @@ class Replicators(FleetMachine):
         self.run(self.link(index).stop)
         self.run(self.link(index).start)
 
+    @rule(node=nodes)
+    def crash(self, node):
+        crashed = self.node(node)
+        joined = [link for link in self.links if crashed in (link.route.active, link.route.passive)]
+        for link in joined:
+            self.run(link.lose, crashed)
+        self.fleet.crash(crashed)
+        self.run(crashed.wait_open)
+        for link in joined:
+            self.run(link.find, crashed)
+        self.tally["crashed"] += 1
+
     @rule()
     def calm(self):
         for link in self.links:
@@ -172,8 +229,10 @@ class Replicators(FleetMachine):
         for link in self.links:
             status = link.replicator.status
             assert status.activity is trio_p2p.ActivityLevel.IDLE, status
-            for collection in link.route.active.collections:
-                assert link.replicator.pending_document_ids(collection) == frozenset()
+            if link.must_be_done:
+                for plan in link.replicator.configuration.plans():
+                    pending = link.replicator.pending_document_ids(plan.collection)
+                    assert pending == frozenset()
         self.run(self.fleet.calm, self.fleet.standing)
 
     @invariant()
@@ -195,9 +254,10 @@ class Replicators(FleetMachine):
 def test_replicators_come_back_whatever_the_network_does():
     run_machine(
         Replicators,
-        examples=50,
+        examples=200,
         reaching=[
             "connected again",
+            "crashed",
             "conflict resolved",
             "delta pushed",
             "blob pulled",
