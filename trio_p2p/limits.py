@@ -277,6 +277,9 @@ RESOLVED_DOCUMENTS_MAX: Final = 32
 # how to merge ever need. Peers that do not might go on for ever; from here on, the default resolver
 # chooses one of the two.
 MERGES_OF_MERGES_MAX: Final = 5
+# How long the pull may take to bring what a refused document conflicts with, once it has caught up,
+# and all else to come to rest; after that the document is fetched by its ID.
+FETCH_PAUSE_S: Final = 0.5
 # A document that failed for now is tried again after this long while a continuous replication is
 # connected; the pause doubles up to the longest one as long as anything fails.
 RETRY_DOCUMENTS_S: Final = 5.0

@@ -64,8 +64,7 @@ class Journal:
         """The receiving side stored a revision."""
         self._counts[direction] += 1
         self._settled += 1
-        flags = DocumentFlags.DELETED if deleted else DocumentFlags.NONE
-        self._tell(DocumentReplication(direction, collection, document_id, flags))
+        self._tell(DocumentReplication(direction, collection, document_id, _flags(deleted)))
 
     def failed(
         self,
@@ -73,11 +72,13 @@ class Journal:
         collection: CollectionName,
         document_id: DocumentID,
         error: TrioP2PError,
+        *,
+        deleted: bool = False,
     ) -> None:
-        """One document could not be replicated."""
+        """One document could not be replicated; `deleted`: its deletion, as far as is known."""
         self._failed += 1
         self._settled += 1
-        event = DocumentReplication(direction, collection, document_id, error=error)
+        event = DocumentReplication(direction, collection, document_id, _flags(deleted), error)
         self.failures.append(event)
         self._tell(event)
 
@@ -96,10 +97,12 @@ class Journal:
         """What a document failed with that waits for clocks to agree, the latest one."""
         return next(reversed(self._skewed.values()), None)
 
-    def resolved(self) -> None:
-        """A conflict was resolved."""
+    def resolved(self, collection: CollectionName, document_id: DocumentID, deleted: bool) -> None:
+        """A conflict was resolved: what was pulled counts from now on, not while it waited."""
         self._resolved += 1
-        self._on_change()
+        self._counts[Direction.PULL] += 1
+        flags = _flags(deleted)
+        self._tell(DocumentReplication(Direction.PULL, collection, document_id, flags))
 
     def delta_sent(self, bytes_saved: int) -> None:
         """The peer took a revision that was sent as a delta."""
@@ -160,3 +163,7 @@ class Journal:
         self.events.append(event)
         self.event_count += 1
         self._on_change()
+
+
+def _flags(deleted: bool) -> DocumentFlags:
+    return DocumentFlags.DELETED if deleted else DocumentFlags.NONE

@@ -72,6 +72,8 @@ class Puller:
         self._caught_up = False
         # Asked for by their IDs: what the peer offers of them is not in the order of its feed.
         self._fetching: set[DocumentID] = set()
+        # One fetch at a time: nothing tells which one the peer has come to the end of.
+        self._turn = trio.Lock()
         # Failed for now, to be asked for again: the sequence that was not completed.
         self._failed: dict[DocumentID, RemoteSequence] = {}
 
@@ -85,6 +87,11 @@ class Puller:
         """Whether the peer has yet to send something: what it promised, or what else it has."""
         at_hand = self._offers or self._answering or self._requested
         return bool(self._promised) or not (self._caught_up or at_hand)
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether the peer has offered all that it had."""
+        return self._caught_up
 
     @property
     def busy(self) -> bool:
@@ -120,10 +127,15 @@ class Puller:
             self._link.pulse.notify()
 
     async def fetch(self, document_ids: Sequence[DocumentID]) -> bool:
-        """Let the peer offer these documents, wherever they stand in its feed.
+        """Let the peer offer these documents, wherever they stand in its feed, and pull them.
 
         Returns whether it does: a peer may serve one subscription at a time only.
         """
+        async with self._turn:
+            await self._link.pulse.until(lambda: self._caught_up)
+            return await self._fetch(document_ids)
+
+    async def _fetch(self, document_ids: Sequence[DocumentID]) -> bool:
         for start in range(0, len(document_ids), limits.FETCHED_DOCUMENTS_MAX):
             some = tuple(document_ids[start : start + limits.FETCHED_DOCUMENTS_MAX])
             self._fetching.update(some)
@@ -145,6 +157,8 @@ class Puller:
                 self._caught_up = True
                 return False
             await self._link.pulse.until(lambda: self._caught_up)
+        awaited = set(document_ids)
+        await self._link.pulse.until(lambda: awaited.isdisjoint(self._requested.values()))
         return True
 
     async def retry_failed(self) -> None:
@@ -289,8 +303,10 @@ class Puller:
                 error = ClockSkewError(outcome.text)
             if insertion.error is not None:
                 error = insertion.error
-            journal.failed(Direction.PULL, collection, sent.document_id, error)
-        elif outcome.status:
+            deleted = sent.revision.deleted
+            journal.failed(Direction.PULL, collection, sent.document_id, error, deleted=deleted)
+        elif outcome.status or insertion.conflicted:
+            # The resolver tells of a conflict.
             journal.settled()
         else:
             journal.stored(Direction.PULL, collection, sent.document_id, sent.revision.deleted)

@@ -114,7 +114,8 @@ class Pusher:
             taken = [
                 document_id
                 for document_id in sorted(self._unfetched & self._refused.keys())
-                if not conflicts.of_document(txn, self._link.number, document_id)
+                if documents.head(txn, self._link.number, document_id)
+                and not conflicts.of_document(txn, self._link.number, document_id)
             ]
             taken += [
                 document_id
@@ -141,29 +142,42 @@ class Pusher:
         """Whether there is anything for `retry_failed`."""
         return bool(self._failed)
 
-    def retry_failed(self) -> None:
-        """Propose once more what failed for now."""
+    async def retry_failed(self) -> None:
+        """Propose once more what failed for now, and wait for what becomes of it."""
         self._again += self._failed.values()
+        retried = set(self._failed)
         self._failed.clear()
         self._link.pulse.notify()
+        await self._link.pulse.until(
+            lambda: (
+                retried.isdisjoint(self._on_the_way)
+                and retried.isdisjoint(row.document_id for row in self._again)
+            )
+        )
 
     def go_on_with(self, document_ids: Iterable[DocumentID]) -> None:
         """Go on with documents whose revisions at the peer were fetched.
 
-        What was made on top of those is proposed once more, and what came of them is pushed too.
+        What was made on top of those is proposed once more, and what came of them is pushed even
+        by a run that is to end.
         """
-        if self._limit is not None:
-            self._limit = max(self._limit, self._link.collection.last_sequence)
         with self._link.engine.read() as txn:
             for document_id in document_ids:
                 stored = documents.head(txn, self._link.number, document_id)
-                known = self._knowledge.of(txn, document_id)
-                if stored is None or self._refused.get(document_id) != stored.sequence:
+                if stored is None:
                     continue
-                if known is not None and stored.revision.has(known):
+                known = self._knowledge.of(txn, document_id)
+                if self._refused.get(document_id) != stored.sequence:
+                    if self._is_beyond(stored.sequence):
+                        self._again.append(_row(document_id, stored))
+                elif known is not None and stored.revision.has(known):
                     del self._refused[document_id]
                     self._again.append(_row(document_id, stored))
         self._link.pulse.notify()
+
+    def _is_beyond(self, sequence: int) -> bool:
+        """Whether the next run is to push this change, and not this one."""
+        return self._limit is not None and sequence > self._limit
 
     def stop_at(self, sequence: int) -> None:
         """Push nothing that is written after this sequence: a one-shot run must end."""
@@ -346,7 +360,9 @@ class Pusher:
                 self._finish(document_id, row.sequence, done=True)
             case error:
                 collection = self._link.collection
-                self._link.journal.failed(Direction.PUSH, collection, document_id, error)
+                self._link.journal.failed(
+                    Direction.PUSH, collection, document_id, error, deleted=row.deleted
+                )
                 self._failed[document_id] = row
                 self._finish(document_id, row.sequence, done=False)
 
@@ -408,7 +424,8 @@ class Pusher:
                 self._finish(row.document_id, row.sequence, done=False)
                 return
         error = PeerError("HTTP", answer.status, "the proposed revision was refused")
-        journal.failed(Direction.PUSH, self._link.collection, row.document_id, error)
+        collection = self._link.collection
+        journal.failed(Direction.PUSH, collection, row.document_id, error, deleted=row.deleted)
         if error.retryable:
             self._failed[row.document_id] = row
         self._finish(
@@ -431,14 +448,18 @@ class Pusher:
                 self._finish(document_id, sequence, done=False)
                 self._again.append(_row(document_id, Stored(sent.revision, Sequence(sequence))))
                 return
-            error = outcome.error()
             waits = outcome.status == 409
             if waits:
                 self._refuse(document_id, sequence)
             if outcome.retryable:
                 stored = Stored(sent.revision, Sequence(sequence))
                 self._failed[document_id] = _row(document_id, stored)
-            journal.failed(Direction.PUSH, collection, document_id, error)
+            if waits and self._pulling:
+                # As of a proposal that was answered so: the resolver decides.
+                journal.settled()
+            else:
+                error, deleted = outcome.error(), sent.revision.deleted
+                journal.failed(Direction.PUSH, collection, document_id, error, deleted=deleted)
             self._finish(document_id, sequence, done=not (waits or outcome.retryable))
         else:
             self._knowledge.note(document_id, sent.revision.id)
@@ -463,7 +484,8 @@ class Pusher:
 
     def _refuse(self, document_id: DocumentID, sequence: int) -> None:
         """The peer has a revision that this one conflicts with."""
-        if self._pulling and (document_id, sequence) not in self._fetched:
+        place = (document_id, sequence)
+        if self._pulling and place not in self._fetched and not self._is_beyond(sequence):
             self._unfetched.add(document_id)
         self._refused[document_id] = sequence
 

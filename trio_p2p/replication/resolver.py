@@ -160,7 +160,13 @@ class Resolver:
             except TrioP2PError as exc:
                 self._failed.add((document_id, case.remote.version))
                 attempts = 0
-                self._link.journal.failed(Direction.PULL, self._link.collection, document_id, exc)
+                self._link.journal.failed(
+                    Direction.PULL,
+                    self._link.collection,
+                    document_id,
+                    exc,
+                    deleted=case.remote.deleted,
+                )
 
     def _next_case(self, document_id: DocumentID) -> _Case | None:
         """The next conflict of a document that did not fail already."""
@@ -202,7 +208,9 @@ class Resolver:
         except BlobNotFoundError as exc:
             raise _no_valid_body(case.document_id) from exc
         if done:
-            self._link.journal.resolved()
+            self._link.journal.resolved(
+                self._link.collection, document_id, deleted=case.remote.deleted
+            )
         return done
 
     async def _outcome(self, case: _Case) -> Outcome:

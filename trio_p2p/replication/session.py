@@ -308,16 +308,17 @@ class ActiveSession:
 
     async def _fetch_refused(self, part: _Part, pusher: Pusher, puller: Puller) -> None:
         """Fetch what a refused document conflicts with, where the pull did not bring it."""
-
-        def is_due() -> bool:
-            return pusher.has_unfetched and not pusher.busy and not part.pulling
-
         while True:
-            await self._pulse.until(is_due)
+            await self._pulse.until(lambda: pusher.has_unfetched and puller.caught_up)
+            # The pull may still bring it; but other documents may keep us busy for ever.
+            with trio.move_on_after(limits.FETCH_PAUSE_S):
+                await self._pulse.until(lambda: not (pusher.busy or part.pulling))
             document_ids = pusher.take_unfetched()
             part.fetching = True
             if document_ids and await puller.fetch(document_ids):
-                await self._pulse.until(lambda: not part.pulling)
+                if not self._plan.continuous:
+                    # It pushes what the resolver makes of them, too, and then ends.
+                    await self._pulse.until(lambda: not part.pulling)
                 pusher.go_on_with(document_ids)
             part.fetching = False
             self._pulse.notify()
@@ -332,10 +333,9 @@ class ActiveSession:
             await trio.sleep(pause_s)
             pause_s = min(2 * pause_s, limits.RETRY_DOCUMENTS_S_MAX)
             if part.pusher is not None:
-                part.pusher.retry_failed()
+                await part.pusher.retry_failed()
             if part.puller is not None:
                 await part.puller.retry_failed()
-            await self._pulse.until(lambda: not part.busy)
 
     async def _finish_resolving(self) -> None:
         """When asked to stop: resolve what waits, unless that takes long."""

@@ -82,7 +82,8 @@ class ReplicatorStatistics:
 
     `documents_offered` counts the revisions that either side offered to the other, less our own
     that come back to us; `documents_pushed` and `documents_pulled` those that the receiving side
-    stored; `documents_failed` attempts that failed, so that one document may count several times.
+    stored, those that conflicted once they are resolved; `documents_failed` attempts that failed,
+    so that one document may count several times.
     `conflicts_resolved` are those that were decided here.
 
     Blobs count once they went whole, their bytes as they go. `deltas_sent` and `deltas_received`

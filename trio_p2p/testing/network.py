@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import trio
@@ -18,7 +19,8 @@ from trio_p2p.transport.base import open_services
 class MemoryNetwork:
     """Connects to a listener by streams in memory: `connect` is a replicator's target.
 
-    While `failure` is set, connecting raises it. While `silent`, nobody answers who connects.
+    While `failure` is set, connecting raises it. While `silent`, nobody answers who connects. What
+    is sent arrives after `latency_s`.
     """
 
     def __init__(self, nursery: trio.Nursery, listener: URLEndpointListener) -> None:
@@ -27,6 +29,7 @@ class MemoryNetwork:
         self.listener = listener
         self.failure: Exception | None = None
         self.silent = False
+        self.latency_s = 0.0
         self.attempted_at: list[float] = []
         """When it was asked to connect, by Trio's clock."""
         self._streams: list[trio.abc.Stream] = []
@@ -64,13 +67,23 @@ class MemoryNetwork:
         self._flows.set()
 
     async def _forward(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
-        try:
+        sent, arriving = trio.open_memory_channel[tuple[float, bytes]](math.inf)
+        self._nursery.start_soon(self._deliver, arriving, sink)
+        with sent, suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             async for data in source:
                 await self._flows.wait()
-                await sink.send_all(data)
+                sent.send_nowait((trio.current_time() + self.latency_s, bytes(data)))
             await self._flows.wait()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
+
+    async def _deliver(
+        self, arriving: trio.MemoryReceiveChannel[tuple[float, bytes]], sink: trio.abc.Stream
+    ) -> None:
+        try:
+            with arriving, suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                async for arrives_at, data in arriving:
+                    await trio.sleep_until(arrives_at)
+                    await self._flows.wait()
+                    await sink.send_all(data)
         finally:
             await trio.aclose_forcefully(sink)
 

@@ -40,12 +40,16 @@ def test_every_document_that_went_well_or_ill_is_an_event():
     journal.stored(Direction.PUSH, NOTES, A, False)
     journal.stored(Direction.PULL, NOTES, B, True)
     journal.failed(Direction.PUSH, NOTES, B, REFUSED)
+    journal.failed(Direction.PUSH, NOTES, B, REFUSED, deleted=True)
+    journal.resolved(NOTES, A, deleted=True)
     assert list(journal.events) == [
         DocumentReplication(Direction.PUSH, NOTES, A),
         DocumentReplication(Direction.PULL, NOTES, B, DocumentFlags.DELETED),
         DocumentReplication(Direction.PUSH, NOTES, B, error=REFUSED),
+        DocumentReplication(Direction.PUSH, NOTES, B, DocumentFlags.DELETED, REFUSED),
+        DocumentReplication(Direction.PULL, NOTES, A, DocumentFlags.DELETED),
     ]
-    assert journal.event_count == 3
+    assert journal.event_count == 5
 
 
 @pytest.mark.behaviour("G7")
@@ -60,10 +64,10 @@ def test_statistics_count_everything_since_the_beginning():
     journal.stored(Direction.PULL, NOTES, B, False)
     journal.stored(Direction.PULL, NOTES, A, True)
     journal.failed(Direction.PULL, NOTES, B, REFUSED)
-    journal.resolved()
+    journal.resolved(NOTES, A, deleted=False)
     assert journal.statistics() == ReplicatorStatistics(
         documents_pushed=1,
-        documents_pulled=2,
+        documents_pulled=3,
         documents_offered=5,
         documents_failed=1,
         conflicts_resolved=1,
@@ -115,7 +119,7 @@ def test_whoever_watches_hears_of_every_report_about_documents():
     journal.settled()
     journal.stored(Direction.PULL, NOTES, A, False)
     journal.failed(Direction.PULL, NOTES, B, REFUSED)
-    journal.resolved()
+    journal.resolved(NOTES, A, deleted=False)
     assert [progress.completed for progress in heard] == [0, 1, 2, 3, 3]
 
 
