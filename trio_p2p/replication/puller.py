@@ -157,8 +157,10 @@ class Puller:
                 self._caught_up = True
                 return False
             await self._link.pulse.until(lambda: self._caught_up)
-        awaited = set(document_ids)
-        await self._link.pulse.until(lambda: awaited.isdisjoint(self._requested.values()))
+        # Not by their documents, which may be offered again and again.
+        fetched = set(document_ids)
+        awaited = {sequence for sequence, name in self._requested.items() if name in fetched}
+        await self._link.pulse.until(lambda: awaited.isdisjoint(self._requested))
         return True
 
     async def retry_failed(self) -> None:

@@ -144,14 +144,14 @@ class Pusher:
 
     async def retry_failed(self) -> None:
         """Propose once more what failed for now, and wait for what becomes of it."""
+        retried = {(row.document_id, row.sequence) for row in self._failed.values()}
         self._again += self._failed.values()
-        retried = set(self._failed)
         self._failed.clear()
         self._link.pulse.notify()
         await self._link.pulse.until(
             lambda: (
-                retried.isdisjoint(self._on_the_way)
-                and retried.isdisjoint(row.document_id for row in self._again)
+                retried.isdisjoint(self._on_the_way.items())
+                and retried.isdisjoint((row.document_id, row.sequence) for row in self._again)
             )
         )
 
