@@ -237,7 +237,8 @@ class BasesMachine(RuleBasedStateMachine):
 
         def job(txn):
             txn.clock.see(revision.version.time)
-            conflicts.add(txn, collection, document_id, revision)
+            if conflicts.add(txn, collection, document_id, revision):
+                bases.drop_unneeded(txn, collection, document_id)
             return conflicts.of_document(txn, collection, document_id)
 
         model.waiting = self.write(job)

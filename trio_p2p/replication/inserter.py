@@ -27,7 +27,7 @@ from trio_p2p.replication.filters import Filter
 from trio_p2p.replication.knowledge import RemoteKnowledge
 from trio_p2p.replication.link import Link
 from trio_p2p.replication.messages import RevisionOutcome, SentRevision
-from trio_p2p.store import blob_uses, conflicts, documents
+from trio_p2p.store import bases, blob_uses, conflicts, documents
 from trio_p2p.store.blobs import Blob
 from trio_p2p.store.transaction import WriteTransaction
 
@@ -270,7 +270,9 @@ class Inserter:
         if settled is None and revived:
             settled = merge_revisions(arrived, current, arrived.body, arrived.deleted, txn.stamp())
         if settled is None:
-            conflicts.add(txn, self._link.number, sent.document_id, arrived)
+            place = (self._link.number, sent.document_id)
+            if conflicts.add(txn, *place, arrived):
+                bases.drop_unneeded(txn, *place)
             return Insertion(RevisionOutcome(), conflicted=True)
         self._put(txn, sent, settled)
         # So that who sent it need not wait to be offered what came of it.

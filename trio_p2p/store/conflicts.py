@@ -14,23 +14,28 @@ from trio_p2p.store.transaction import ReadTransaction, WriteTransaction
 
 def add(
     txn: WriteTransaction, collection: int, document_id: DocumentID, revision: Revision
-) -> None:
+) -> bool:
     """Let a revision wait, in place of those it includes; nothing if it waits already.
+
+    Returns whether it took the place of any: the bases of those may not be needed any more.
 
     Raises: BlobNotFoundError.
     """
     blob_uses.check(txn, revision.body)
+    replaced = False
     for waiting in of_document(txn, collection, document_id):
         order = revision.compare(waiting)
         if order is Order.SAME:
-            return
+            return False
         if order is Order.NEWER:
             remove(txn, collection, document_id, waiting.version)
+            replaced = True
     key = keys.revision(collection, document_id, revision.version)
     record = records.pack_revision(revision, Sequence(0), key)
     txn.raw.put(key, record, db=txn.tables.conflicts)
     blob_uses.note(txn, blob_uses.CONFLICTING, key, revision.body)
     txn.note_growth(len(record))
+    return replaced
 
 
 def of_document(txn: ReadTransaction, collection: int, document_id: DocumentID) -> list[Revision]:

@@ -66,6 +66,10 @@ class Receiver:
         with self.engine.read() as txn:
             return conflicts.of_document(txn, self.collection.number, document_id)
 
+    def bases(self):
+        with self.engine.read() as txn:
+            return txn.raw.stat(txn.tables.bases)["entries"]
+
     def known(self, document_id=A):
         with self.engine.read() as txn:
             return self.knowledge.of(txn, document_id)
@@ -241,6 +245,17 @@ async def test_a_document_that_lives_is_not_overwritten_as_if_it_were_deleted(pa
 
 
 # --- The active side ------------------------------------------------------------------------------
+
+
+async def test_a_base_goes_with_the_waiting_revision_that_included_it(active):
+    """Whoever wrote the later one may have lost what the earlier one was made from."""
+    await active.insert(revision(1, source=BOB))
+    await active.collection.put("a", {"edited": "here"})
+    await active.insert(revision(5, (1, BOB)))
+    assert active.bases() == 1
+    await active.insert(revision(6))
+    assert active.waiting() == [revision(6)]
+    assert active.bases() == 0
 
 
 async def test_a_conflict_waits_for_the_resolver_on_the_active_side(active):
