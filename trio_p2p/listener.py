@@ -29,6 +29,7 @@ from trio_p2p.security.anonymous import LISTENER_LABEL, AnonymousIdentity
 from trio_p2p.security.entrance import Entrance, Guest, IdentitySource, Rules
 from trio_p2p.security.identity import TLSIdentity
 from trio_p2p.security.places import address_of
+from trio_p2p.store.collection import check_undeleted
 from trio_p2p.transport.accepting import accept_all
 from trio_p2p.transport.base import CLOSE_TRANSIENT, MessageTransport, open_services
 from trio_p2p.transport.interfaces import (
@@ -188,15 +189,18 @@ class URLEndpointListener:
     ) -> None:
         """Listen until stopped; reports itself as started once it does.
 
-        Closing the database stops it.
+        Closing the database stops it. A collection that is deleted meanwhile is one that peers do
+        not find, also when another one of its name is made; the others are served.
 
         Raises: ListenError if it cannot listen where it was told to; ConfigurationError if it does
-        already; StoreClosedError if the database is closed.
+        already; CollectionNotFoundError if a collection was deleted; StoreClosedError if the
+        database is closed.
         Cancelling: cuts all connections, which their peers take for a passing failure.
         """
         if not self._stopped.is_set():
             raise ConfigurationError("the listener runs already")
         with self.configuration.database.services.running(self.request_stop):
+            check_undeleted(self.configuration.collections)
             self._stop_requested, self._stopped = trio.Event(), trio.Event()
             try:
                 await self._listen()
@@ -370,8 +374,8 @@ async def open_listener(
     """Listen in the background; leaving the block stops gracefully.
 
     Raises: ListenError if it cannot listen where it was told to; ConfigurationError, KeyStoreError
-    if its identity cannot be found or made; StoreClosedError. What the body raises leaves as it
-    was.
+    if its identity cannot be found or made; CollectionNotFoundError if a collection was deleted;
+    StoreClosedError. What the body raises leaves as it was.
     Cancelling: as `URLEndpointListener.serve`.
     """
     listener = URLEndpointListener(configuration)

@@ -46,7 +46,7 @@ from trio_p2p.replication.status import (
 from trio_p2p.replication.watching import DocumentReplications, StatusChanges
 from trio_p2p.replicator_configuration import ReplicatorConfiguration, ReplicatorType
 from trio_p2p.store import remotes
-from trio_p2p.store.collection import Collection
+from trio_p2p.store.collection import Collection, check_undeleted
 from trio_p2p.store.services import Service
 from trio_p2p.transport.base import MessageTransport, open_services
 
@@ -331,7 +331,7 @@ class Replicator:
         """
         done = False
         try:
-            self._check_collections()
+            check_undeleted(self.configuration.collections)
             with trio.CancelScope() as self._attempt_scope:
                 async with self._connect() as connected:
                     self._session = self._make_session(connected.transport)
@@ -347,15 +347,6 @@ class Replicator:
             self._session = None
             self._attempt_scope = None
         return done
-
-    def _check_collections(self) -> None:
-        """Raises CollectionNotFoundError for one that was deleted since it was configured."""
-        there = self.configuration.database.collections()
-        for collection in self.configuration.collections:
-            if collection not in there:
-                raise CollectionNotFoundError(
-                    "the collection was deleted", name=collection.full_name
-                )
 
     def _connect(self) -> AbstractAsyncContextManager[Connected]:
         configuration = self.configuration

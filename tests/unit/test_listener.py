@@ -15,7 +15,7 @@ from trio_p2p.blip import Message
 from trio_p2p.errors import ConnectionLostError
 from trio_p2p.peer import Peer
 from trio_p2p.testing.databases import open_test_database
-from trio_p2p.testing.network import open_network
+from trio_p2p.testing.network import MemoryNetwork, open_network
 from trio_p2p.transport.memory import MemoryTransport, memory_transport_pair
 
 OFFLINE, IDLE, STOPPED = ActivityLevel.OFFLINE, ActivityLevel.IDLE, ActivityLevel.STOPPED
@@ -202,6 +202,75 @@ async def test_a_peer_that_hears_no_goodbye_holds_up_the_stop_no_longer_than_all
         await pair.network.listener.stop()
         assert trio.current_time() - before < limits.STOP_TIMEOUT_S + limits.CUT_TIMEOUT_S + 1
         assert pair.network.listener.status.connection_count == 0
+
+
+# --- Collections that are deleted -----------------------------------------------------------------
+
+
+async def sync_notes(pair: Pair, network: MemoryNetwork, **settings: Any) -> None:
+    """Replicate the default collection and the notes of the till."""
+    collections = [pair.till.default_collection, pair.till.collection("notes")]
+    defaults = {"target": network.connect, "collections": collections, "continuous": False}
+    await trio_p2p.replicate(pair.configuration(**(defaults | settings)))
+
+
+@pytest.mark.parametrize("made_again", [False, True])
+async def test_a_collection_that_was_deleted_is_not_found_by_peers(
+    pair: Pair, autojump_clock: Any, made_again: bool
+) -> None:
+    await pair.till.create_collection("notes")
+    notes = await pair.shop.create_collection("notes")
+    async with open_network([pair.shop.default_collection, notes]) as network:
+        await pair.shop.delete_collection("notes")
+        if made_again:
+            # Another one of that name, which nobody said is to be served.
+            await pair.shop.create_collection("notes")
+        with pytest.raises(trio_p2p.ReplicationError, match="collection not found") as caught:
+            await sync_notes(pair, network)
+        assert caught.value.status == 404
+        assert len(network.attempted_at) == 1
+        # All others are served.
+        await pair.till.default_collection.put("pear", {})
+        await sync_notes(pair, network, collections=[pair.till.default_collection])
+        assert pair.shop.default_collection.count == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "edits"),
+    # One that pulls is told at once, one that only pushes when it does so.
+    [(trio_p2p.ReplicatorType.PULL, False), (trio_p2p.ReplicatorType.PUSH, True)],
+)
+async def test_a_peer_is_told_goodbye_when_a_collection_is_deleted_and_comes_back_to_404(
+    pair: Pair, autojump_clock: Any, kind: trio_p2p.ReplicatorType, edits: bool
+) -> None:
+    mine = [pair.till.default_collection, await pair.till.create_collection("notes")]
+    notes = await pair.shop.create_collection("notes")
+    async with open_network([pair.shop.default_collection, notes]) as network:
+        config = pair.configuration(
+            target=network.connect, collections=mine, replicator_type=kind, continuous=True
+        )
+        async with trio_p2p.open_replicator(config) as replicator:
+            await replicator.wait_for(IDLE)
+            await pair.shop.delete_collection("notes")
+            if edits:
+                await mine[1].put("milk", {})
+            for level, code in ((OFFLINE, 4001), (STOPPED, 404)):
+                status = await replicator.wait_for(level)
+                assert isinstance(status.error, trio_p2p.ReplicationError)
+                assert status.error.status == code
+        assert len(network.attempted_at) == 2
+
+
+async def test_it_does_not_begin_to_serve_a_collection_that_was_deleted(pair: Pair) -> None:
+    notes = await pair.shop.create_collection("notes")
+    listener = loopback(pair.shop, collections=[pair.shop.default_collection, notes])
+    await pair.shop.delete_collection("notes")
+    with pytest.raises(trio_p2p.CollectionNotFoundError, match="notes"):
+        async with trio_p2p.open_listener(listener.configuration):
+            pass
+    with pytest.raises(trio_p2p.CollectionNotFoundError, match="notes"):
+        await listener.serve()
+    assert listener.port is None
 
 
 # --- Several of them, and apart from each other ---------------------------------------------------

@@ -10,7 +10,13 @@ import trio
 
 from trio_p2p import limits
 from trio_p2p.blip.load import Budget, Share
-from trio_p2p.errors import ConflictError, ConnectionLostError, ReplicationError, TrioP2PError
+from trio_p2p.errors import (
+    CollectionNotFoundError,
+    ConflictError,
+    ConnectionLostError,
+    ReplicationError,
+    TrioP2PError,
+)
 from trio_p2p.ids import DocumentID
 from trio_p2p.model.conflict import ProposalStatus, judge_proposal
 from trio_p2p.peer import Peer
@@ -150,12 +156,16 @@ class PassiveSession:
         """
         failure: BaseExceptionGroup[TrioP2PError] | None = None
         try:
-            async with trio.open_nursery() as nursery:
-                self._tasks = nursery
-                nursery.start_soon(self._end_if_nothing_is_asked)
-                await self._peer.run(self._profile.on_request, self._profile.prepare)
-        except* TrioP2PError as group:
-            failure = group
+            try:
+                async with trio.open_nursery() as nursery:
+                    self._tasks = nursery
+                    nursery.start_soon(self._end_if_nothing_is_asked)
+                    await self._peer.run(self._profile.on_request, self._profile.prepare)
+            except* TrioP2PError as group:
+                failure = group
+            if failure is not None and failure.subgroup(CollectionNotFoundError):
+                # It comes back, asks for the collections by their names, and hears which is gone.
+                await self._transport.aclose(CLOSE_TRANSIENT, "a collection was deleted")
         finally:
             self._tasks = None
             self._transport.abort()
@@ -220,7 +230,7 @@ class PassiveSession:
             text = "both peers hold copies of the same database; give one of them a new identity"
             respond(Refusal(409, text))
             return
-        found = [self._collections.get(name) for name in request.names]
+        found = [self._served(name) for name in request.names]
         held = self._held(found, request.checkpoint_ids)
         if all(found):
             self._journal.connected()
@@ -228,6 +238,13 @@ class PassiveSession:
                 assert collection is not None
                 self._add_part(collection)
         respond(CollectionsReply(held, self._engine.id))
+
+    def _served(self, name: str) -> Collection | None:
+        """The collection of this name, None if it is not served or was deleted meanwhile."""
+        collection = self._collections.get(name)
+        if collection is None or collection.number not in self._engine.collections:
+            return None
+        return collection
 
     def _held(
         self, found: Sequence[Collection | None], clients: Sequence[str]

@@ -7,7 +7,7 @@ writer's thread only stores. Document IDs and versions come back as the values o
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import trio
 
 from trio_p2p import ids, limits
-from trio_p2p.errors import ConflictError
+from trio_p2p.errors import CollectionNotFoundError, ConflictError
 from trio_p2p.ids import DocumentID, Sequence
 from trio_p2p.model.blob import digests, may_name_blobs
 from trio_p2p.model.codec import encode_body
@@ -253,6 +253,13 @@ class Collection:
     async def _write(self, edit: Edit) -> Document:
         stored = await self._engine.write(partial(edit.apply, self))
         return Document(edit.document_id, stored, self)
+
+
+def check_undeleted(collections: Iterable[Collection]) -> None:
+    """Raises CollectionNotFoundError, with its name, for a collection that was deleted."""
+    for collection in collections:
+        if collection.number not in collection.database.engine.collections:
+            raise CollectionNotFoundError("the collection was deleted", name=collection.full_name)
 
 
 class DocumentIterator:
