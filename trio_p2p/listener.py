@@ -267,7 +267,7 @@ class URLEndpointListener:
         if isinstance(stream, trio.abc.Stream):
             serve = partial(self._serve_stream, stream, None)
         elif self.configuration.authenticator is None:
-            serve = partial(self._serve_guest, Guest(stream))
+            serve = partial(self._serve_transport, stream)
         else:
             raise ConfigurationError("on a message transport nobody can be authenticated")
         try:
@@ -305,6 +305,10 @@ class URLEndpointListener:
             # It may have been renewed since the last connection.
             identity = self._identity = await identities.current(self._now())
         async with self._entrance.admit(stream, connection.peer_address, identity) as guest:
+            await self._serve_guest(guest, connection)
+
+    async def _serve_transport(self, transport: MessageTransport, connection: _Connection) -> None:
+        async with self._entrance.seat(transport, connection.peer_address) as guest:
             await self._serve_guest(guest, connection)
 
     async def _serve_guest(self, guest: Guest, connection: _Connection) -> None:

@@ -67,6 +67,34 @@ async def test_a_message_transport_is_served_as_a_stream_is(
     assert (result.documents_pushed, result.documents_pulled) == (1, 1)
 
 
+async def test_who_comes_by_a_message_transport_takes_a_place_as_others_do(
+    tmp_path: Path, nursery: trio.Nursery, autojump_clock: Any
+) -> None:
+    async with open_pair(tmp_path, connections_max=1) as pair:
+        listener = pair.network.listener
+
+        async def connect() -> MemoryTransport:
+            near, far = memory_transport_pair()
+            nursery.start_soon(listener.handle, far)
+            await trio.lowlevel.checkpoint()
+            return near
+
+        pull = trio_p2p.ReplicatorType.PULL
+        config = pair.configuration(target=connect)
+        other = pair.configuration(target=connect, replicator_type=pull)
+        by_stream = pair.configuration(replicator_type=pull)
+        async with trio_p2p.open_replicator(config) as seated:
+            await seated.wait_for(IDLE)
+            for settings, code in ((other, 4001), (by_stream, 503)):
+                async with trio_p2p.open_replicator(settings) as second:
+                    status = await second.wait_for(OFFLINE, IDLE)
+                    assert isinstance(status.error, trio_p2p.ReplicationError)
+                    assert status.error.status == code
+                    assert listener.status.connection_count == 1
+        async with trio_p2p.open_replicator(other) as second:
+            await second.wait_for(IDLE)
+
+
 async def test_nobody_can_be_authenticated_on_a_message_transport(tmp_path: Path) -> None:
     authenticator = trio_p2p.ListenerPasswordAuthenticator(lambda user, password: True)
     async with open_pair(tmp_path, authenticator=authenticator) as pair:

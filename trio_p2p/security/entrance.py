@@ -22,14 +22,14 @@ import trio
 from cryptography import x509
 
 from trio_p2p import limits
-from trio_p2p.errors import CallbackError, ConnectionLostError
+from trio_p2p.errors import CallbackError, ConnectionLostError, HandshakeError
 from trio_p2p.security.attempts import Attempts
 from trio_p2p.security.auth import Admitted, Client, Denied, ListenerAuthenticator
 from trio_p2p.security.identity import TLSIdentity
 from trio_p2p.security.places import Place, Places, address_of
 from trio_p2p.security.tls import ServerTLS
 from trio_p2p.security.tls_stream import TLSStream
-from trio_p2p.transport.base import MessageTransport
+from trio_p2p.transport.base import CLOSE_TRANSIENT, MessageTransport
 from trio_p2p.transport.websocket import Accept, Refuse, UpgradeRequest, open_server_websocket
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ STATUS_FORBIDDEN = 403
 STATUS_NOT_FOUND = 404
 STATUS_FAILED = 500
 STATUS_LATER = 503
+NO_SEAT = "too many connections"
 
 
 class IdentitySource(Protocol):
@@ -125,6 +126,18 @@ class Entrance:
         if not is_in:
             raise ConnectionLostError("the connection gave way to others")
 
+    @asynccontextmanager
+    async def seat(self, transport: MessageTransport, peer_address: str) -> AsyncIterator[Guest]:
+        """Let in a peer on a transport that needs no handshake; otherwise as `admit`.
+
+        Raises: HandshakeError if there is no seat for it, which it is told.
+        """
+        with self.places.open_place(address_of(peer_address)) as place:
+            if not place.take_seat():
+                await transport.aclose(CLOSE_TRANSIENT, NO_SEAT)
+                raise HandshakeError(f"refused a peer: {NO_SEAT}")
+            yield Guest(transport, settle=place.settle)
+
     async def _shake_hands(self, stream: trio.abc.Stream, identity: TLSIdentity) -> TLSStream:
         if self._tls is None or self._tls.identity is not identity:
             authenticator = self._rules.authenticator
@@ -168,5 +181,5 @@ class Entrance:
             names = " and ".join(self._rules.subprotocols)
             return Refuse(STATUS_BAD_REQUEST, f"only {names} is spoken here")
         if not place.take_seat():
-            return Refuse(STATUS_LATER, "too many connections")
+            return Refuse(STATUS_LATER, NO_SEAT)
         return Accept(spoken[0])
