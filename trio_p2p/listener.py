@@ -31,7 +31,7 @@ from trio_p2p.security.identity import TLSIdentity
 from trio_p2p.security.places import address_of
 from trio_p2p.store.collection import check_undeleted
 from trio_p2p.transport.accepting import accept_all
-from trio_p2p.transport.base import CLOSE_TRANSIENT, MessageTransport, open_services
+from trio_p2p.transport.base import CLOSE_CODES, CLOSE_TRANSIENT, MessageTransport, open_services
 from trio_p2p.transport.interfaces import (
     addresses_of,
     addresses_served,
@@ -226,6 +226,8 @@ class URLEndpointListener:
 
     def request_stop(self, code: int = CLOSE_TRANSIENT) -> None:
         """Ask it to end as `stop` does. Does not wait."""
+        if code not in CLOSE_CODES:
+            raise ConfigurationError("no goodbye can carry this code", code=code)
         self._close_code = code
         self._stop_requested.set()
         self._end_connections()
@@ -237,7 +239,8 @@ class URLEndpointListener:
         takes longer than STOP_TIMEOUT_S is cut off. Connections that `handle` serves end too, also
         where it does not listen. It may listen again afterwards.
 
-        Cancelling: it still ends.
+        Raises: ConfigurationError for what is no such code: 1000 to 1003, 1007 to 1013, or 3000 to
+        4999. Cancelling: it still ends.
         """
         self.request_stop(code)
         await trio.lowlevel.checkpoint()

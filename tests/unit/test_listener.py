@@ -155,6 +155,18 @@ async def test_how_it_says_goodbye_can_be_told(pair: Pair, autojump_clock: Any) 
         assert status.error.status == 4002
 
 
+@pytest.mark.parametrize("code", [-1, 999, 1004, 1005, 1006, 1015, 2999, 5000, 70_000, "4001"])
+async def test_a_goodbye_that_no_peer_would_take_is_refused(
+    pair: Pair, autojump_clock: Any, code: Any
+) -> None:
+    async with trio_p2p.open_replicator(pair.configuration()) as replicator:
+        await replicator.wait_for(IDLE)
+        with pytest.raises(trio_p2p.ConfigurationError):
+            await pair.network.listener.stop(code)
+        await trio.sleep(1)
+        assert replicator.status.activity is IDLE
+
+
 async def test_one_that_is_not_let_in_yet_is_cut(
     pair: Pair, nursery: trio.Nursery, autojump_clock: Any
 ) -> None:

@@ -20,6 +20,9 @@ CLOSE_ABNORMAL = 1006
 # Couchbase Lite's codes for "come back later" and "do not come back".
 CLOSE_TRANSIENT = 4001
 CLOSE_PERMANENT = 4002
+# What a goodbye may carry. Of the codes below 3000 the others are not given out, or tell that there
+# was no goodbye; a peer that receives one takes it for a broken protocol.
+CLOSE_CODES = frozenset((*range(1000, 1004), *range(1007, 1014), *range(3000, 5000)))
 
 
 class MessageTransport(Protocol):
