@@ -237,13 +237,18 @@ class URLEndpointListener:
 
         `code` is the WebSocket close code: unless told otherwise, replicators come back later. What
         takes longer than STOP_TIMEOUT_S is cut off. Connections that `handle` serves end too, also
-        where it does not listen. It may listen again afterwards.
+        where it does not listen. It may listen again afterwards. A `serve` that was to begin at the
+        same moment is stopped too; later ones are not.
 
         Raises: ConfigurationError for what is no such code: 1000 to 1003, 1007 to 1013, or 3000 to
         4999. Cancelling: it still ends.
         """
         self.request_stop(code)
-        await trio.lowlevel.checkpoint()
+        # A task that was just started for `serve` has its first turn with this one's next, perhaps
+        # after it. So it has begun by the second.
+        for _ in range(2):
+            await trio.lowlevel.checkpoint()
+        self.request_stop(code)
         with trio.move_on_after(limits.STOP_TIMEOUT_S + limits.CUT_TIMEOUT_S):
             await self._stopped.wait()
             while self._connections:

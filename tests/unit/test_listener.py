@@ -216,6 +216,16 @@ async def test_it_can_be_started_and_stopped_over_and_over(
         assert (listener.port, listener.urls, listener.tls_identity) == (None, [], None)
 
 
+async def test_a_stop_is_meant_for_one_that_is_about_to_listen_too(pair: Pair) -> None:
+    listener = loopback(pair.shop)
+    for _ in range(20):  # Trio lets tasks run in any order.
+        with trio.fail_after(1):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(listener.serve)
+                await listener.stop()
+                assert listener.port is None
+
+
 async def test_one_that_could_not_listen_may_be_started_again(
     pair: Pair, nursery: trio.Nursery
 ) -> None:
