@@ -281,10 +281,15 @@ class URLEndpointListener:
         try:
             await self._handle(peer_address, serve)
         finally:
-            if isinstance(stream, trio.abc.Stream):
-                await trio.aclose_forcefully(stream)
-            else:
-                stream.abort()
+            try:
+                if isinstance(stream, trio.abc.Stream):
+                    await trio.aclose_forcefully(stream)
+                else:
+                    stream.abort()
+            except Exception as exc:  # The guard, also around the end of it.
+                logger.warning(
+                    "a connection from %s could not be closed: %r", peer_address or "a peer", exc
+                )
 
     async def _handle(
         self, peer_address: str, serve: Callable[[_Connection], Awaitable[None]]

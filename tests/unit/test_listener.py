@@ -197,6 +197,50 @@ async def test_on_a_closed_database_nobody_is_served(tmp_path: Path) -> None:
         await listener.serve()
 
 
+class UnclosableStream(trio.abc.Stream):
+    """A line that is broken, and says so also to whoever closes it."""
+
+    async def send_all(self, data: object) -> None:
+        raise OSError("broken")
+
+    async def wait_send_all_might_not_block(self) -> None:
+        raise OSError("broken")
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        raise OSError("broken")
+
+    async def aclose(self) -> None:
+        raise OSError("broken")
+
+
+class UnclosableTransport:
+    """The same for whole messages."""
+
+    async def send(self, message: bytes) -> None:
+        raise OSError("broken")
+
+    async def send_all(self, messages: object) -> None:
+        raise OSError("broken")
+
+    async def receive(self) -> bytes:
+        raise OSError("broken")
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        raise OSError("broken")
+
+    def abort(self) -> None:
+        raise OSError("broken")
+
+
+@pytest.mark.parametrize("connection", [UnclosableStream(), UnclosableTransport(), None])
+async def test_who_serves_connections_hears_nothing_of_one_that_cannot_be_closed(
+    pair: Pair, caplog: pytest.LogCaptureFixture, connection: Any
+) -> None:
+    await pair.network.listener.handle(connection, peer_address="there")
+    assert any("there could not be closed" in each.getMessage() for each in caplog.records)
+    assert pair.network.listener.status.connection_count == 0
+
+
 # --- Stopping and starting again ------------------------------------------------------------------
 
 
