@@ -185,25 +185,30 @@ class Replicator:
         Closing the database stops it.
 
         Raises: ConfigurationError if it has run before, or another one with the same peer,
-        collections and direction is running; StoreClosedError if the database is closed.
+        collections and direction is running; StoreClosedError if the database is closed. A
+        run that is refused is its one run all the same.
         Cancelling: ends the connection without a goodbye; `stop` ends it gracefully.
         """
         if self._begun:
             raise ConfigurationError("a replicator runs once: make another")
-        with self.configuration.database.services.running(self.request_stop) as self._service:
-            peer_key = self._expected_peer()
-            if peer_key is not None:
-                self._claim(peer_key)
-            self._begun = True
-            self._publish(ActivityLevel.CONNECTING)
-            task_status.started(self)
-            try:
+        self._begun = True
+        try:
+            with self.configuration.database.services.running(self.request_stop) as self._service:
+                peer_key = self._expected_peer()
+                if peer_key is not None:
+                    self._claim(peer_key)
+                self._publish(ActivityLevel.CONNECTING)
+                task_status.started(self)
                 async with open_services() as services:
                     services.start_soon(self._publish_progress)
                     await self._supervise()
-            finally:
-                self._stopped.set()
-                self._publish(ActivityLevel.STOPPED, self._error)
+        except TrioP2PError as exc:  # It may not run; who waits for it is told, too.
+            self._error = replication_error(exc)
+            self._error.__cause__ = exc
+            raise
+        finally:
+            self._stopped.set()
+            self._publish(ActivityLevel.STOPPED, self._error)
 
     def request_stop(self) -> None:
         """Ask it to end as `stop` does. Does not wait."""

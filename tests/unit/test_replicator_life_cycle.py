@@ -393,6 +393,28 @@ async def test_two_of_the_same_kind_do_not_run_at_once(pair: Pair, autojump_cloc
             await replicator.wait_for(IDLE)
 
 
+async def test_one_that_may_not_run_has_stopped_and_tells_why(
+    pair: Pair, autojump_clock: Any
+) -> None:
+    async with trio_p2p.open_replicator(pair.configuration()) as first:
+        await first.wait_for(IDLE)
+        second = trio_p2p.Replicator(pair.configuration())
+        with pytest.raises(trio_p2p.ConfigurationError) as refused:
+            await second.run()
+        assert (await second.wait_for(STOPPED)).error is not None
+        with pytest.raises(trio_p2p.ReplicationError, match="running already") as caught:
+            await second.wait_for(IDLE)
+        assert caught.value.__cause__ is second.status.error
+        assert second.status.error.__cause__ is refused.value
+        assert [status.activity async for status in second.status_changes()] == [STOPPED]
+        assert [event async for event in second.document_replications()] == []
+        await second.stop()
+        assert first.status.activity is IDLE
+    # It has had its run.
+    with pytest.raises(trio_p2p.ConfigurationError):
+        await second.run()
+
+
 async def test_the_same_peer_by_another_name_is_noticed_when_it_is_met(
     pair: Pair, autojump_clock: Any
 ) -> None:
@@ -467,8 +489,10 @@ async def test_on_a_closed_database_it_does_not_run(tmp_path: Path, autojump_clo
     async with open_pair(tmp_path) as pair:
         async with open_test_database(tmp_path / "other.p2p") as other:
             config = pair.configuration(collections=[other.default_collection])
+        replicator = trio_p2p.Replicator(config)
         with pytest.raises(trio_p2p.StoreClosedError):
-            await trio_p2p.Replicator(config).run()
+            await replicator.run()
+        assert (await replicator.wait_for(STOPPED)).error is not None
         with pytest.raises(trio_p2p.StoreClosedError):
             async with trio_p2p.open_replicator(config):
                 pass
