@@ -161,13 +161,16 @@ class Replicator:
     async def wait_for(self, *levels: ActivityLevel) -> ReplicatorStatus:
         """Wait until it is at one of these levels, having begun to run.
 
-        Raises: ReplicationError if it stops first without that being asked for.
+        It also ends, with the status of one that has stopped, when a one-shot is done or a stop was
+        asked for.
+
+        Raises: ReplicationError if it stops by itself first.
         Cancelling: safe.
         """
         wanted = {*levels, ActivityLevel.STOPPED}
         await self._pulse.until(lambda: self._begun and self._activity in wanted)
         status = self.status
-        if status.activity not in levels:
+        if status.activity not in levels and not (self._done or self._stopping):
             reason = self._error
             raise ReplicationError(
                 "the replicator stopped" + (f": {reason.message}" if reason else ""),
@@ -212,7 +215,8 @@ class Replicator:
 
     def request_stop(self) -> None:
         """Ask it to end as `stop` does. Does not wait."""
-        self._stopping = True
+        if not self._stopped.is_set():  # Else it has stopped by itself, and that remains so.
+            self._stopping = True
         self._end_attempt()
 
     async def stop(self) -> None:

@@ -569,6 +569,44 @@ async def test_its_activity_goes_from_connecting_over_busy_to_idle_and_stopped(
     assert totals[-1] == (6, 6)
 
 
+async def test_waiting_for_what_it_will_not_do_ends_when_it_stops_as_it_was_to(
+    pair: Pair, autojump_clock: Any
+) -> None:
+    stopped = trio_p2p.Replicator(pair.configuration())
+    done = trio_p2p.Replicator(pair.configuration(continuous=False))
+    for replicator in (stopped, done):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(replicator.run)
+            if replicator is stopped:
+                await replicator.wait_for(IDLE)
+                nursery.start_soon(replicator.stop)
+            status = await replicator.wait_for(OFFLINE)
+            assert (status.activity, status.error) == (STOPPED, None)
+
+
+@pytest.mark.parametrize("asked", ["never", "later"])
+async def test_waiting_for_what_it_will_not_do_raises_when_it_stops_by_itself(
+    pair: Pair, autojump_clock: Any, asked: str
+) -> None:
+    pair.network.failure = REFUSED
+    async with trio_p2p.open_replicator(pair.configuration(max_attempts=1)) as replicator:
+        await replicator.wait_for(STOPPED)
+        if asked == "later":
+            await replicator.stop()
+        with pytest.raises(trio_p2p.ReplicationError, match=str(REFUSED)) as caught:
+            await replicator.wait_for(IDLE)
+        assert caught.value.__cause__ is replicator.status.error
+
+
+async def test_waiting_raises_when_the_run_is_cancelled(pair: Pair, autojump_clock: Any) -> None:
+    replicator = trio_p2p.Replicator(pair.configuration())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(replicator.run)
+        nursery.cancel_scope.cancel()
+    with pytest.raises(trio_p2p.ReplicationError):
+        await replicator.wait_for(IDLE)
+
+
 async def test_mere_progress_is_told_at_most_every_200_ms(pair: Pair, autojump_clock: Any) -> None:
     told_at: list[float] = []
 
