@@ -78,6 +78,7 @@ class Replicator:
         self._service: Service | None = None
         self._attempt_scope: trio.CancelScope | None = None
         self._session: ActiveSession | None = None
+        self._peer_key: str | None = None
         self._healthy = False
         self._names_collections = True
         self._may_change_naming = True
@@ -128,7 +129,8 @@ class Replicator:
 
         It works before the start, while running and afterwards, also without a connection. Before
         the peer was met for the first time, all are pending that a filter or document IDs do not
-        hold back; what an async filter says is not asked.
+        hold back; what an async filter says is not asked. A target that is a function, without a
+        `target_id`, does not tell who was met there before: this replicator must meet its peer.
 
         Raises: ConfigurationError if it does not push, CollectionNotFoundError if the collection is
         not replicated or was deleted, StoreClosedError.
@@ -277,11 +279,8 @@ class Replicator:
                 break
         else:
             raise CollectionNotFoundError("the collection is not replicated", name=str(collection))
-        name = configuration.peer_name
-        with collection.read() as txn:
-            peer_key = None if name is None else remotes.peer_at(txn, name) or name
-        session = self._session
-        return Pending(plan, peer_key, None if session is None else session.done(collection))
+        done = None if self._session is None else self._session.done(collection)
+        return Pending(plan, self._expected_peer(), done)
 
     async def _supervise(self) -> None:
         failures = 0
@@ -396,10 +395,13 @@ class Replicator:
         )
 
     def _expected_peer(self) -> str | None:
-        """What names the peer that was met at the target last; its own name before that."""
+        """What names the peer that was met at the target last; its own name before that.
+
+        Who was met at a target without a name is not written down: only this replicator knows.
+        """
         name = self.configuration.peer_name
         if name is None:
-            return None
+            return self._peer_key
         with self.configuration.database.engine.read() as txn:
             return remotes.peer_at(txn, name) or name
 
@@ -415,6 +417,7 @@ class Replicator:
                 "in the same direction",
                 peer=peer_key,
             )
+        self._peer_key = peer_key
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self.configuration.database.engine.now_ns() / 10**9, UTC)

@@ -203,6 +203,25 @@ async def test_document_events_are_told_to_who_comes_late(
         assert [event async for event in events] == []
 
 
+async def test_what_is_pending_at_a_peer_without_a_name_is_known_without_a_connection(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    async with open_peers(tmp_path) as (_, till, network):
+        notes = till.default_collection
+        await notes.put("sent", {})
+        replicator = trio_p2p.Replicator(configuration(till, network))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(replicator.run)
+            await replicator.wait_for(ActivityLevel.IDLE)
+            replicator.suspend()
+            await replicator.wait_for(ActivityLevel.OFFLINE)
+            await notes.put("new", {})
+            assert replicator.pending_document_ids(notes) == {"new"}
+            await replicator.stop()
+        assert replicator.pending_document_ids(notes) == {"new"}
+        assert not replicator.is_document_pending(notes, "sent")
+
+
 async def test_a_replicator_runs_once(tmp_path: Path, autojump_clock: Any) -> None:
     async with open_peers(tmp_path) as (_, till, network):
         replicator = trio_p2p.Replicator(configuration(till, network, continuous=False))
