@@ -272,18 +272,42 @@ async def _open_dialled(dial: Dial, access: Access) -> AsyncIterator[Connected]:
 async def _dial(dial: Dial) -> MessageTransport | trio.abc.Stream:
     """Call a function of the user's, whose failures mean what those of the system's would."""
     try:
-        made = await dial()
-    except TrioP2PError:
-        raise
-    except OSError as exc:
-        raise connect_error(exc) from exc
-    except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as exc:
-        raise PeerUnreachableError("no connection could be made") from exc
+        return _checked(await dial())
     except Exception as exc:  # The guard around a function of the user's.
-        raise CallbackError("the function that connects to the peer raised") from exc
+        failure = _meaning(exc)
+    # Raised out here, a member of a group does not become the effect of its own group.
+    raise failure
+
+
+def _checked(made: MessageTransport | trio.abc.Stream) -> MessageTransport | trio.abc.Stream:
     if not isinstance(made, trio.abc.Stream) and not hasattr(made, "abort"):
         raise CallbackError(
             "the function that connects to the peer returned neither stream nor transport",
             got=type(made).__name__,
         )
     return made
+
+
+def _meaning(raised: Exception) -> TrioP2PError:
+    """Our error for what such a function raised, also from within nurseries of its own.
+
+    Of several failures a bug counts most, then the most hopeful one.
+    """
+    error: TrioP2PError
+    match raised:
+        case TrioP2PError():
+            return raised
+        case ExceptionGroup():
+            return max(map(_meaning, raised.exceptions), key=_weight)
+        case OSError():
+            return connect_error(raised)
+        case trio.BrokenResourceError() | trio.ClosedResourceError() | trio.TooSlowError():
+            error = PeerUnreachableError("no connection could be made")
+        case _:
+            error = CallbackError("the function that connects to the peer raised")
+    error.__cause__ = raised
+    return error
+
+
+def _weight(error: TrioP2PError) -> tuple[bool, bool, bool]:
+    return isinstance(error, CallbackError), error.retryable, error.network_dependent

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import socket
-from collections.abc import Iterator
+from typing import Final
 
 import trio
 
@@ -12,6 +13,14 @@ from trio_p2p.retry import DNS_FAILURE, UNKNOWN_HOST, Retry, retry_after
 from trio_p2p.transport.interfaces import interface_addresses
 
 _USEFUL = (Retry.ALWAYS, Retry.CONTINUOUS, Retry.NEVER)
+# Python makes these classes of these codes; programs raise them without any.
+_CODES: Final[dict[type[OSError], int]] = {
+    TimeoutError: errno.ETIMEDOUT,
+    ConnectionRefusedError: errno.ECONNREFUSED,
+    ConnectionResetError: errno.ECONNRESET,
+    ConnectionAbortedError: errno.ECONNABORTED,
+    BrokenPipeError: errno.EPIPE,
+}
 
 
 async def open_tcp(
@@ -40,7 +49,7 @@ async def open_tcp(
 def connect_error(*failures: OSError, unknown: type[ConnectError] = ConnectError) -> ConnectError:
     """Our error for failures to connect to a peer's addresses: the most hopeful one counts."""
     errors = [error for failure in failures for error in _leaves(failure)]
-    retries = [retry_after("POSIX", error.errno or 0) for error in errors]
+    retries = [_retry(error) for error in errors]
     kinds = {
         Retry.ALWAYS: PeerUnreachableError,
         Retry.CONTINUOUS: NetworkUnavailableError,
@@ -54,11 +63,19 @@ def connect_error(*failures: OSError, unknown: type[ConnectError] = ConnectError
 
 
 def _lookup_error(failure: socket.gaierror, host: str) -> ConnectError:
-    # Looked up and not there; a name server that cannot be reached is another error.
-    unknown = failure.errno in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", None))
-    if retry_after("Network", UNKNOWN_HOST if unknown else DNS_FAILURE) is Retry.ALWAYS:
+    if _retry(failure) is Retry.ALWAYS:
         return PeerUnreachableError(f"the host cannot be looked up: {failure.strerror}", host=host)
     return NetworkUnavailableError("there is no host of this name", host=host)
+
+
+def _retry(error: OSError) -> Retry:
+    """Whom trying again may help after an error of a single address, or of looking it up."""
+    if isinstance(error, socket.gaierror):
+        # Looked up and not there; a name server that cannot be reached is another error.
+        unknown = error.errno in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", None))
+        return retry_after("Network", UNKNOWN_HOST if unknown else DNS_FAILURE)
+    of_class = (code for kind, code in _CODES.items() if isinstance(error, kind))
+    return retry_after("POSIX", error.errno or next(of_class, 0))
 
 
 def _local_addresses(network_interface: str | None) -> list[str | None]:
@@ -72,11 +89,8 @@ def _local_addresses(network_interface: str | None) -> list[str | None]:
     return [str(address) for address in found]
 
 
-def _leaves(failure: BaseException) -> Iterator[OSError]:
+def _leaves(failure: OSError) -> list[OSError]:
     """The errors of the single addresses of a host, which Trio chains in a group."""
-    group = failure.__cause__ if isinstance(failure, OSError) else failure
-    if isinstance(group, BaseExceptionGroup):
-        for member in group.exceptions:
-            yield from _leaves(member)
-    elif isinstance(failure, OSError):
-        yield failure
+    group = failure.__cause__
+    members = group.exceptions if isinstance(group, BaseExceptionGroup) else ()
+    return [member for member in members if isinstance(member, OSError)] or [failure]

@@ -380,16 +380,39 @@ async def test_a_transport_of_ones_own_is_cut_when_the_block_is_left():
         (ConnectionRefusedError(errno.ECONNREFUSED, "refused"), PeerUnreachableError),
         (OSError(errno.ENETUNREACH, "unreachable"), NetworkUnavailableError),
         (PermissionError(errno.EACCES, "denied"), ConnectError),
+        (TimeoutError("no carrier"), PeerUnreachableError),
+        (socket.gaierror(socket.EAI_AGAIN, "try again"), PeerUnreachableError),
+        (socket.gaierror(socket.EAI_NONAME, "not known"), NetworkUnavailableError),
         (trio.BrokenResourceError(), PeerUnreachableError),
         (trio.TooSlowError(), PeerUnreachableError),
         (ConnectionLostError("gone"), ConnectionLostError),
         (LookupError("a bug"), CallbackError),
-        (ExceptionGroup("", [LookupError("a bug")]), CallbackError),
     ],
 )
-async def test_what_a_function_that_connects_raises_is_understood(raised, error):
+@pytest.mark.parametrize("nurseries", range(3))
+async def test_what_a_function_that_connects_raises_is_understood(raised, error, nurseries):
+    """Also out of a nursery of its own, which makes a group of it."""
+    for _ in range(nurseries):
+        raised = ExceptionGroup("", [raised])
+
     async def dial():
         raise raised
+
+    assert type(await failure_of(dial)) is error
+
+
+@pytest.mark.parametrize(
+    ("raised", "error"),
+    [
+        ([PermissionError(errno.EACCES, "denied"), TimeoutError()], PeerUnreachableError),
+        ([trio.TooSlowError(), ConnectionLostError("gone")], PeerUnreachableError),
+        ([PermissionError(errno.EACCES, "denied"), LookupError("a bug")], CallbackError),
+        ([TimeoutError(), LookupError("a bug")], CallbackError),
+    ],
+)
+async def test_of_several_failures_a_bug_counts_most_then_the_most_hopeful(raised, error):
+    async def dial():
+        raise ExceptionGroup("", raised)
 
     assert type(await failure_of(dial)) is error
 

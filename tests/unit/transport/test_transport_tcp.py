@@ -118,6 +118,30 @@ def test_of_several_addresses_the_most_hopeful_failure_counts():
     assert type(connect_error(failed(denied))) is ConnectError
 
 
+@pytest.mark.parametrize(
+    ("raised", "kind"),
+    [
+        (TimeoutError("no carrier"), PeerUnreachableError),
+        (ConnectionRefusedError(), PeerUnreachableError),
+        (ConnectionResetError("reset"), PeerUnreachableError),
+        (ConnectionAbortedError(), PeerUnreachableError),
+        (BrokenPipeError(), NetworkUnavailableError),
+        (PermissionError("denied"), ConnectError),
+        (OSError("no carrier"), ConnectError),
+    ],
+)
+def test_a_failure_without_a_code_is_what_its_class_says(raised, kind):
+    error = connect_error(raised)
+    assert type(error) is kind
+    assert str(raised) in str(error)
+
+
+def test_a_failure_that_something_else_caused_is_told_by_itself():
+    failure = OSError("no carrier")
+    failure.__cause__ = ExceptionGroup("", [LookupError("no modem")])
+    assert str(connect_error(failure)) == "no connection: no carrier"
+
+
 # --- From where ----------------------------------------------------------------------------------
 
 
