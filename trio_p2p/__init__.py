@@ -8,7 +8,7 @@ The names below are the stable surface. Beneath them, each layer imports only wh
     peer, security           BLIP over a transport; TLS, identities, trust, authentication
     blip, transport, store   frames and messages; moving them; the LMDB store
     model                    pure values: clock, versions, documents, conflicts
-    ids                      identifiers, checked once
+    ids, settings            identifiers and settings, checked once
     errors, limits           what can go wrong, and how much of anything there may be
     retry                    after which errors trying again may help
 """

@@ -13,12 +13,13 @@ from trio_p2p.security.auth import (
 )
 from trio_p2p.security.identity import TLSIdentity
 from trio_p2p.security.keystore import KeyStore
+from trio_p2p.settings import check_types
 from trio_p2p.store.database import Collection, Database
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class URLEndpointListenerConfiguration:
-    """What to serve, and how. A wrong combination raises ConfigurationError.
+    """What to serve, and how. A wrong type or combination raises ConfigurationError.
 
     `collections` are of one database. `port` None or 0 lets the system choose; `network_interface`
     is a name or an address, None for all. `disable_tls` listens for `ws://`: everything can be read
@@ -45,13 +46,14 @@ class URLEndpointListenerConfiguration:
     key_store: KeyStore | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not self.collections:
             raise ConfigurationError("a listener serves one collection or more")
         if len({collection.database for collection in self.collections}) > 1:
             raise ConfigurationError("all collections must be of one database")
         if self.port is not None and not 0 <= self.port < 2**16:
             raise ConfigurationError("a port is a number from 0 to 65535", port=self.port)
-        if self.heartbeat <= 0 or self.connections_max < 1:
+        if not (self.heartbeat > 0 and self.connections_max > 0):
             raise ConfigurationError("heartbeat and connections_max are greater than 0")
         if self.disable_tls and isinstance(self.authenticator, ListenerCertificateAuthenticator):
             raise ConfigurationError("client certificates need TLS")

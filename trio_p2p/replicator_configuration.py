@@ -17,6 +17,7 @@ from trio_p2p.replication.filters import ReplicationFilter
 from trio_p2p.replication.session import CollectionPlan
 from trio_p2p.security.auth import BasicAuthenticator, ClientCertificateAuthenticator
 from trio_p2p.security.trust import Roots, Trust, parse_pinned, parse_roots
+from trio_p2p.settings import check_types
 from trio_p2p.store.database import Collection, Database
 
 
@@ -32,11 +33,12 @@ class ReplicatorType(Enum):
 class CollectionConfiguration:
     """How one collection is replicated.
 
-    `document_ids` restricts it to these documents. A filter gets a document and its flags, and
-    tells whether it goes over; it may be async. What `push_filter` holds back is not sent and not
-    pending; what `pull_filter` rejects is reported with 403 and not asked for again. One that
-    raises, or takes longer than a minute, fails that document for now. `conflict_resolver` decides
-    conflicts, None for `default_conflict_resolver`. `channels` are Sync Gateway's.
+    `document_ids` restricts it to these documents, 100,000 at most unless it only pushes. A filter
+    gets a document and its flags, and tells whether it goes over; it may be async. What
+    `push_filter` holds back is not sent and not pending; what `pull_filter` rejects is reported
+    with 403 and not asked for again. One that raises, or takes longer than a minute, fails that
+    document for now. `conflict_resolver` decides conflicts, None for `default_conflict_resolver`.
+    `channels` are Sync Gateway's.
     """
 
     push_filter: ReplicationFilter | None = None
@@ -46,9 +48,7 @@ class CollectionConfiguration:
     channels: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("document_ids", "channels"):
-            if isinstance(getattr(self, name), str):
-                raise ConfigurationError(f"{name} are a sequence of texts, not one text")
+        check_types(self)
         for channel in self.channels or ():
             # They go over in one text, separated by commas.
             if not channel or "," in channel or not channel.isprintable():
@@ -57,7 +57,7 @@ class CollectionConfiguration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicatorConfiguration:
-    """What to replicate with whom, and how. A wrong combination raises ConfigurationError.
+    """What to replicate with whom, and how. A wrong type or combination raises ConfigurationError.
 
     `target` is `ws://host:port/database` or `wss://…`, or an async function that returns a
     connected stream (spoken to by WebSocket) or message transport; then `target_id` may name the
@@ -97,6 +97,7 @@ class ReplicatorConfiguration:
     compression: bool = True
 
     def __post_init__(self) -> None:
+        check_types(self)
         if isinstance(self.target, str):
             Endpoint.parse(self.target)
         if not self.collections:
@@ -111,7 +112,11 @@ class ReplicatorConfiguration:
             raise ConfigurationError("max_attempts is 1 or more, or None")
         self._check_security()
         self.trust()
-        self.plans()
+        pulls = self.replicator_type is not ReplicatorType.PUSH
+        for plan in self.plans():
+            count = len(plan.document_ids or ())
+            if pulls and count > limits.SUBSCRIBED_DOCUMENTS_MAX:
+                raise ConfigurationError("too many document_ids to pull", count=count)
 
     def _check_security(self) -> None:
         if self.accept_only_self_signed_server_certificate and self.trusted_root_certificates:

@@ -72,7 +72,7 @@ async def test_no_collections_or_those_of_several_databases_are_refused(pair):
 async def test_a_configuration_is_kept_as_it_was_given_and_cannot_be_changed(pair):
     settings = {
         "target": "wss://shop.example:4984/db",
-        "collections": [pair.mine],
+        "collections": (pair.mine,),
         "target_id": "shop",
         "replicator_type": PULL,
         "continuous": True,
@@ -83,7 +83,11 @@ async def test_a_configuration_is_kept_as_it_was_given_and_cannot_be_changed(pai
         "max_attempt_wait": 9.0,
         "compression": False,
     }
-    replicator = Replicator(ReplicatorConfiguration(**settings))
+    given = {"collections": [pair.mine], "headers": {"X-Till": "3"}}
+    replicator = Replicator(ReplicatorConfiguration(**settings | given))
+    # What was given may be changed, but is not the configuration.
+    given["collections"].clear()
+    given["headers"].clear()
     for name, value in settings.items():
         assert getattr(replicator.configuration, name) == value
         with pytest.raises(dataclasses.FrozenInstanceError):

@@ -24,6 +24,7 @@ from trio_p2p.security.identity import TLSIdentity
 from trio_p2p.security.keystore import KeyStore
 from trio_p2p.security.passwords import PasswordFile
 from trio_p2p.security.trust import ClientTrust, Roots, parse_roots
+from trio_p2p.settings import check_types
 
 CertificateCallback = Callable[[tuple[x509.Certificate, ...]], bool | Awaitable[bool]]
 
@@ -35,13 +36,15 @@ CertificateCallback = Callable[[tuple[x509.Certificate, ...]], bool | Awaitable[
 class BasicAuthenticator:
     """The name and password a replicator shows to a listener; only over TLS are they secret.
 
-    Raises: ConfigurationError for a name with a colon, which HTTP's Basic scheme cannot tell.
+    Raises: ConfigurationError if one is no text, or for a name with a colon, which HTTP's Basic
+    scheme cannot tell.
     """
 
     username: str
     password: str = field(repr=False)
 
     def __post_init__(self) -> None:
+        check_types(self)
         if ":" in self.username:
             # What stands behind the colon may well be the password: it is not repeated.
             raise ConfigurationError("a user name has no ':'")

@@ -8,7 +8,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 from urllib.parse import unquote
 
 import platformdirs
@@ -30,6 +30,7 @@ _OTHERS = 0o077
 _ROOT = 0
 
 
+@runtime_checkable
 class KeyStore(Protocol):
     """Keeps PKCS#12 documents by label; they come and go without a password.
 

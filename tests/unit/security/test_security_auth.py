@@ -132,6 +132,13 @@ def test_a_colon_in_the_name_is_a_configuration_error_that_repeats_nothing():
     assert "s3cret" not in repr(info.value.facts)
 
 
+@pytest.mark.parametrize("shown", [(5, "s3cret"), ("ann", b"s3cret"), ("ann", None)])
+def test_a_name_or_password_that_is_no_text_is_refused(shown):
+    with pytest.raises(ConfigurationError) as info:
+        BasicAuthenticator(*shown)
+    assert "s3cret" not in str(info.value)
+
+
 def test_the_password_does_not_show():
     assert "secret" not in repr(BasicAuthenticator("x", "secret"))
 

@@ -1,0 +1,70 @@
+"""What a listener may be told to do."""
+
+import contextlib
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import trio_p2p
+from trio_p2p.testing.databases import open_test_database
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"collections": []},
+        {"collections": None},
+        {"port": -1},
+        {"port": 2**16},
+        {"port": "80"},
+        {"port": 80.5},
+        {"network_interface": 5},
+        {"tls_identity": "x"},
+        {"authenticator": lambda user, password: True},
+        {"connections_max": 0},
+        {"connections_max": 1.5},
+        {"connections_max": None},
+        {"heartbeat": 0},
+        {"heartbeat": "3"},
+        {"heartbeat": math.nan},
+        {"key_store": "x"},
+    ],
+)
+async def test_a_wrong_setting_is_refused_when_made(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    async with open_test_database(tmp_path / "shop.p2p") as shop:
+        defaults: dict[str, Any] = {"collections": [shop.default_collection]}
+        trio_p2p.URLEndpointListenerConfiguration(**defaults)
+        with pytest.raises(trio_p2p.ConfigurationError):
+            trio_p2p.URLEndpointListenerConfiguration(**(defaults | settings))
+
+
+async def test_collections_of_another_type_are_refused_when_made(tmp_path: Path) -> None:
+    async with open_test_database(tmp_path / "shop.p2p") as shop:
+        wrong: list[Any] = [shop.default_collection, [shop], ["_default"]]
+        for collections in wrong:
+            with pytest.raises(trio_p2p.ConfigurationError):
+                trio_p2p.URLEndpointListenerConfiguration(collections=collections)
+
+
+async def test_whatever_is_given_for_a_setting_one_error_refuses_it(tmp_path: Path) -> None:
+    async with open_test_database(tmp_path / "shop.p2p") as shop:
+        defaults = {"collections": [shop.default_collection]}
+        kind = trio_p2p.URLEndpointListenerConfiguration
+        fields = [field.name for field in dataclasses.fields(kind)]
+        values = st.one_of(
+            st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary()
+        )
+
+        @given(name=st.sampled_from(fields), value=values | st.lists(values, max_size=2))
+        def check(name: str, value: Any) -> None:
+            with contextlib.suppress(trio_p2p.ConfigurationError):
+                kind(**(defaults | {name: value}))
+
+        check()
