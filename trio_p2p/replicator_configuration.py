@@ -69,8 +69,8 @@ class ReplicatorConfiguration:
     a server that shows this certificate as its own, or one that it signed, whatever else is set; or
     any certificate that signed itself, with `accept_only_self_signed_server_certificate`; or those
     that lead to `trusted_root_certificates` (PEM, DER or objects) and name the host, or to the
-    system's. `authenticator` is what to show to the server once it is trusted, `headers` go with
-    it.
+    system's. All these are for `wss://` only. `authenticator` is what to show to the server once it
+    is trusted, `headers` go with it.
 
     `network_interface`, a name or an address, is where connections to a URL come from. `heartbeat`
     is the silence in seconds before a ping, `max_attempts` counts connection attempts in a row
@@ -111,7 +111,6 @@ class ReplicatorConfiguration:
         if self.max_attempts is not None and self.max_attempts < 1:
             raise ConfigurationError("max_attempts is 1 or more, or None")
         self._check_security()
-        self.trust()
         pulls = self.replicator_type is not ReplicatorType.PUSH
         for plan in self.plans():
             count = len(plan.document_ids or ())
@@ -121,11 +120,15 @@ class ReplicatorConfiguration:
     def _check_security(self) -> None:
         if self.accept_only_self_signed_server_certificate and self.trusted_root_certificates:
             raise ConfigurationError("trust either roots or self-signed certificates, not both")
-        if isinstance(self.target, str) and not Endpoint.parse(self.target).secure:
-            if self.pinned_server_certificate or self.trusted_root_certificates:
-                raise ConfigurationError("a ws:// URL has no certificate to trust: use wss://")
+        trust = self.trust()
+        if not (isinstance(self.target, str) and Endpoint.parse(self.target).secure):
+            # TLS that a function of the user's adds to its stream is not ours to check.
+            if trust != Trust():
+                raise ConfigurationError("only TLS shows a certificate to trust: use a wss:// URL")
             if isinstance(self.authenticator, ClientCertificateAuthenticator):
-                raise ConfigurationError("client certificates need TLS: use wss://")
+                raise ConfigurationError("client certificates need TLS: use a wss:// URL")
+        if self.network_interface is not None and not isinstance(self.target, str):
+            raise ConfigurationError("network_interface is for URLs: a function chooses its own")
         check_headers(
             self.headers, authenticated=isinstance(self.authenticator, BasicAuthenticator)
         )

@@ -160,14 +160,9 @@ TRUSTING: Mapping[str, Trusting] = {
 
 _ = UNTRUSTED
 TRUST_TABLE: Mapping[str, list[Outcome]] = {
-    "no TLS": [OK, OK, MISCONFIGURED, MISCONFIGURED, OK, *[MISCONFIGURED] * 3],
+    "no TLS": [OK, OK, *[MISCONFIGURED] * 6],
     "no TLS, asked for `wss://`": [NO_TLS] * 8,
-    "anonymous, asked for `ws://`": [
-        *[ONLY_TLS] * 2,
-        *[MISCONFIGURED] * 2,
-        ONLY_TLS,
-        *[MISCONFIGURED] * 3,
-    ],
+    "anonymous, asked for `ws://`": [ONLY_TLS, ONLY_TLS, *[MISCONFIGURED] * 6],
     "anonymous": [_, _, _, _, OK, OK, _, _],
     "self-signed": [_, _, _, OK, OK, OK, _, _],
     "self-signed, expired": [_, _, _, _, _, OK, _, _],

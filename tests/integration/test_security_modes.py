@@ -185,7 +185,6 @@ async def test_listeners_of_one_database_have_settings_of_their_own(tmp_path: Pa
             authenticator=modes.AUTHENTICATORS["certificate: roots"],
         ) as by_certificate,
     ):
-        trusting = {"accept_only_self_signed_server_certificate": True}
         right, known = (
             modes.SHOWING[name].authenticator
             for name in ("right password", "known self-signed one")
@@ -196,6 +195,7 @@ async def test_listeners_of_one_database_have_settings_of_their_own(tmp_path: Pa
             (by_certificate, modes.NO_CERTIFICATE, modes.NO_CERTIFICATE, modes.OK),
         ]
         for listener, *expected in rows:
+            trusting = {"accept_only_self_signed_server_certificate": listener is not plain}
             seen = [
                 await outcome_of(till, listener.urls[0], authenticator=shown, **trusting)
                 for shown in (None, right, known)

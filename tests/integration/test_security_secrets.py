@@ -24,7 +24,6 @@ SECRETS = (
     HEADER_SECRET,
     base64.b64encode(f"ann:{PASSWORD}".encode()).decode(),
 )
-SELF_SIGNED = {"accept_only_self_signed_server_certificate": True}
 
 
 @asynccontextmanager
@@ -52,9 +51,10 @@ def replicating(
         "collections": [till.default_collection],
         "authenticator": trio_p2p.BasicAuthenticator("ann", PASSWORD),
         "headers": {"Cookie": HEADER_SECRET},
+        "accept_only_self_signed_server_certificate": url.startswith("wss:"),
         "max_attempts": 1,
     }
-    return trio_p2p.ReplicatorConfiguration(**(defaults | SELF_SIGNED | settings))
+    return trio_p2p.ReplicatorConfiguration(**(defaults | settings))
 
 
 async def everything_told(config: trio_p2p.ReplicatorConfiguration) -> str:
