@@ -57,6 +57,8 @@ class URLEndpointListenerConfiguration:
             raise ConfigurationError("heartbeat and connections_max are greater than 0")
         if self.disable_tls and isinstance(self.authenticator, ListenerCertificateAuthenticator):
             raise ConfigurationError("client certificates need TLS")
+        if self.disable_tls and self.tls_identity is not None:
+            raise ConfigurationError("without TLS there is no use for an identity")
 
     @property
     def database(self) -> Database:

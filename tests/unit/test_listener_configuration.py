@@ -53,6 +53,18 @@ async def test_collections_of_another_type_are_refused_when_made(tmp_path: Path)
                 trio_p2p.URLEndpointListenerConfiguration(collections=collections)
 
 
+async def test_what_only_tls_has_a_use_for_is_refused_without_it(tmp_path: Path) -> None:
+    identity = trio_p2p.TLSIdentity.create("shop")
+    certificates = trio_p2p.ListenerCertificateAuthenticator(callback=lambda chain: True)
+    async with open_test_database(tmp_path / "shop.p2p") as shop:
+        defaults: dict[str, Any] = {"collections": [shop.default_collection]}
+        wrong: list[Any] = [{"tls_identity": identity}, {"authenticator": certificates}]
+        for settings in wrong:
+            trio_p2p.URLEndpointListenerConfiguration(**(defaults | settings))
+            with pytest.raises(trio_p2p.ConfigurationError):
+                trio_p2p.URLEndpointListenerConfiguration(disable_tls=True, **(defaults | settings))
+
+
 async def test_whatever_is_given_for_a_setting_one_error_refuses_it(tmp_path: Path) -> None:
     async with open_test_database(tmp_path / "shop.p2p") as shop:
         defaults = {"collections": [shop.default_collection]}

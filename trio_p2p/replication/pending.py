@@ -31,6 +31,7 @@ class Pending:
         function = plan.push_filter
         self._filter = None if function is None else Filter(function, plan.collection)
         self._done = done
+        self._chosen = None if plan.document_ids is None else frozenset(plan.document_ids)
         self._remote: int | None = None
         with plan.collection.read() as txn:
             if peer_key is not None:
@@ -67,8 +68,7 @@ class Pending:
     def _is_pending(self, txn: ReadTransaction, document_id: DocumentID, stored: Stored) -> bool:
         if self._done is not None and stored.sequence in self._done:
             return False
-        chosen = self._plan.document_ids
-        if chosen is not None and document_id not in chosen:
+        if self._chosen is not None and document_id not in self._chosen:
             return False
         if self._remote is not None:
             known = remotes.known(txn, self._remote, self._number, document_id)
