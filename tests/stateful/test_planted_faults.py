@@ -135,7 +135,11 @@ def what_a_refused_revision_conflicts_with_is_not_fetched(original):
 
 @fault(Pusher, "retry_failed", Upheavals)
 def what_failed_to_be_pushed_is_not_tried_again(original):
-    return lambda self: None
+    async def retry_failed(self):
+        self._failed.clear()
+        await original(self)
+
+    return retry_failed
 
 
 # --- Pulling --------------------------------------------------------------------------------------
