@@ -10,7 +10,7 @@ import pytest
 import trio
 
 import trio_p2p
-from trio_p2p import ActivityLevel
+from trio_p2p import ActivityLevel, limits
 from trio_p2p.testing.databases import open_test_database
 from trio_p2p.testing.network import MemoryNetwork, open_network
 
@@ -156,6 +156,59 @@ async def test_a_one_shot_run_pushes_what_a_resolver_made_of_a_fetched_document(
         document = collection.get("apple")
         assert document is not None
         assert document.body == {"from": ["till", "shop"]}
+
+
+async def test_what_came_of_a_fetched_document_stays_pending_if_it_fails(
+    pair: Pair, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where there is so much to push that the feed was not read to its end by then."""
+    monkeypatch.setattr(limits, "CHANGES_PER_MESSAGE_MAX", 5)
+    to_fail = ["apple"]
+
+    def fail_once(document: trio_p2p.Document, flags: trio_p2p.DocumentFlags) -> bool:
+        if document.body == {"merged": True}:
+            while to_fail:
+                raise ValueError(to_fail.pop())
+        return True
+
+    configuration = pair.configuration(
+        continuous=False, push_filter=fail_once, conflict_resolver=lambda conflict: {"merged": True}
+    )
+    await pair.shop.put("apple", {"from": "shop"})
+    await trio_p2p.replicate(configuration)
+    await pair.put_anew("apple")
+    async with pair.till.batch() as batch:
+        for number in range(300):
+            batch.put(f"pear-{number}", {})
+    result = await trio_p2p.replicate(configuration)
+    assert [event.document_id for event in result.errors] == ["apple"]
+    assert pair.shop.count == 301
+    await trio_p2p.replicate(configuration)
+    document = pair.shop.get("apple")
+    assert document is not None
+    assert document.body == {"merged": True}
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+async def test_any_number_of_refused_documents_is_fetched(
+    pair: Pair, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch, continuous: bool
+) -> None:
+    """Though the shop still sends what was fetched last when the till asks for more."""
+    monkeypatch.setattr(limits, "FETCHED_DOCUMENTS_MAX", 10)
+    monkeypatch.setattr(limits, "REVISION_BYTES_UNANSWERED_MAX", 1_000)
+    names = [f"apple-{number}" for number in range(35)]
+    for name in names:
+        await pair.shop.put(name, {"from": "shop", "text": "x" * 1_000})
+    await trio_p2p.replicate(pair.configuration(continuous=False))
+    for name in names:
+        await pair.put_anew(name)
+    configuration = pair.configuration(continuous=continuous, conflict_resolver=trio_p2p.local_wins)
+    async with trio_p2p.open_replicator(configuration) as replicator:
+        with trio.move_on_after(100):
+            await replicator.wait_for(ActivityLevel.STOPPED)
+        assert replicator.pending_document_ids(pair.till) == frozenset()
+    async for document in pair.shop.documents():
+        assert document.body == {"from": "till"}
 
 
 async def test_a_document_that_is_purged_while_it_is_refused_does_not_come_back(

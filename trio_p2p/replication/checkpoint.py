@@ -114,15 +114,25 @@ class RemoteSequences:
         self._end = self._start
         self._gaps: dict[RemoteSequence, _Gap] = {}
         self._is_full = False
+        # The last one that was offered in order.
+        self._offered = reached
 
-    def begin(self, sequence: RemoteSequence) -> None:
-        """Take note of an offered sequence."""
+    def begin(self, sequence: RemoteSequence, *, in_order: bool = True) -> None:
+        """Take note of an offered sequence.
+
+        One that may be offered ahead of its turn is not `in_order`: what comes behind it waits for
+        it, but that it is done does not tell of those before it.
+        """
         if sequence in self._gaps or self._is_full:
+            return
+        if in_order:
+            self._offered = sequence
+        elif not _is_ahead(sequence, self._offered):
             return
         if len(self._gaps) >= limits.SEQUENCE_GAPS_MAX:
             self._is_full = True
             return
-        gap = self._gaps[sequence] = _Gap(sequence, self._end)
+        gap = self._gaps[sequence] = _Gap(sequence, self._end, in_order=in_order)
         self._end.behind = gap
         self._end = gap
 
@@ -138,9 +148,10 @@ class RemoteSequences:
             self._end = before
         else:
             gap.behind.before = before
-        before.done = gap.done or sequence
-        if before is self._start and not _is_behind(before.done, self.reached):
-            self.reached = before.done
+        before.done = gap.done or (sequence if gap.in_order else before.done)
+        done = before.done
+        if before is self._start and done is not None and not _is_behind(done, self.reached):
+            self.reached = done
 
 
 @dataclass(slots=True)
@@ -151,6 +162,14 @@ class _Gap:
     before: _Gap | None
     behind: _Gap | None = None
     done: RemoteSequence | None = None
+    in_order: bool = True
+
+
+def _is_ahead(sequence: RemoteSequence, offered: RemoteSequence | None) -> bool:
+    """Whether the feed has yet to come to a sequence, as far as can be told."""
+    if not sequence.isdecimal():
+        return False
+    return offered is None or (offered.isdecimal() and int(offered) < int(sequence))
 
 
 def _is_behind(sequence: RemoteSequence, reached: RemoteSequence | None) -> bool:

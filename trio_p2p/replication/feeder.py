@@ -54,13 +54,19 @@ class Feeder:
             self._cursor = Sequence(0)
         self._sender = Sender(link)
         self._offering = 0
-        self.running = True
+        self._caught_up = False
+        self.ended = trio.Event()
 
     @property
     def held_bytes(self) -> int:
         """How many bytes the documents take that it is restricted to."""
         names = self._document_ids or ()
         return sum(map(len, names)) + len(names) * limits.SUBSCRIBED_DOCUMENT_BYTES
+
+    @property
+    def is_through(self) -> bool:
+        """Whether it will offer nothing more; what is wanted may still be on its way."""
+        return self._caught_up and not self._continuous
 
     @property
     def busy(self) -> bool:
@@ -81,11 +87,14 @@ class Feeder:
                     nursery.start_soon(self._follow, offered, answers, in_flight)
                     continue
                 in_flight.release()
-                self._link.profile.tell_caught_up(self._link.index)
+                if not self._caught_up:
+                    # Once, so that beside it a fetch can tell of its own end.
+                    self._caught_up = True
+                    self._link.profile.tell_caught_up(self._link.index)
                 if not self._continuous:
                     break
                 await self._link.engine.wait_change(self._link.number, self._cursor)
-        self.running = False
+        self.ended.set()
 
     async def _next_offers(self) -> list[OfferedChange]:
         rows = await self._next_rows()

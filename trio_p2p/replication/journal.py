@@ -76,8 +76,28 @@ class Journal:
         deleted: bool = False,
     ) -> None:
         """One document could not be replicated; `deleted`: its deletion, as far as is known."""
-        self._failed += 1
         self._settled += 1
+        self._fail(direction, collection, document_id, error, deleted)
+
+    def unresolved(
+        self,
+        collection: CollectionName,
+        document_id: DocumentID,
+        error: TrioP2PError,
+        deleted: bool,
+    ) -> None:
+        """A conflict could not be resolved. What was pulled had been settled when it came."""
+        self._fail(Direction.PULL, collection, document_id, error, deleted)
+
+    def _fail(
+        self,
+        direction: Direction,
+        collection: CollectionName,
+        document_id: DocumentID,
+        error: TrioP2PError,
+        deleted: bool,
+    ) -> None:
+        self._failed += 1
         event = DocumentReplication(direction, collection, document_id, _flags(deleted), error)
         self.failures.append(event)
         self._tell(event)

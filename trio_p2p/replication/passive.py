@@ -323,7 +323,8 @@ class PassiveSession:
         # Beside a running subscription, documents may be fetched by their IDs.
         fetching = request.document_ids is not None and not request.continuous
         kept = part.fetch if fetching else part.feeder
-        if kept is not None and kept.running:
+        # A fetch may be asked for while the one before is still being sent, and comes after it.
+        if kept is not None and not (kept.is_through if fetching else kept.ended.is_set()):
             respond(Refusal(500, "a subscription to this collection is running"))
             return
         respond(Accepted())
@@ -332,11 +333,13 @@ class PassiveSession:
             part.fetch = feeder
         else:
             part.feeder = feeder
-        self._start(self._feed, feeder)
+        self._start(self._feed, feeder, kept)
 
-    async def _feed(self, feeder: Feeder) -> None:
+    async def _feed(self, feeder: Feeder, before: Feeder | None) -> None:
         self._peer.hold(feeder, feeder.held_bytes)
         try:
+            if before is not None:
+                await before.ended.wait()
             await feeder.run()
         finally:
             self._peer.release(feeder)

@@ -126,42 +126,44 @@ class Puller:
             self._answering = False
             self._link.pulse.notify()
 
-    async def fetch(self, document_ids: Sequence[DocumentID]) -> bool:
+    async def fetch(self, document_ids: Sequence[DocumentID]) -> Sequence[DocumentID]:
         """Let the peer offer these documents, wherever they stand in its feed, and pull them.
 
-        Returns whether it does: a peer may serve one subscription at a time only.
+        Returns those that it let us pull: a peer may serve one subscription at a time only.
         """
         async with self._turn:
             await self._link.pulse.until(lambda: self._caught_up)
-            return await self._fetch(document_ids)
+            for start in range(0, len(document_ids), limits.FETCHED_DOCUMENTS_MAX):
+                some = tuple(document_ids[start : start + limits.FETCHED_DOCUMENTS_MAX])
+                self._fetching.update(some)
+                self._caught_up = False
+                try:
+                    await self._pull_some(some)
+                except PeerError as exc:
+                    logger.info("documents could not be fetched by their IDs: %s", exc)
+                    return document_ids[:start]
+                finally:
+                    self._fetching.difference_update(some)
+                    self._caught_up = True
+                    self._link.pulse.notify()
+            return document_ids
 
-    async def _fetch(self, document_ids: Sequence[DocumentID]) -> bool:
-        for start in range(0, len(document_ids), limits.FETCHED_DOCUMENTS_MAX):
-            some = tuple(document_ids[start : start + limits.FETCHED_DOCUMENTS_MAX])
-            self._fetching.update(some)
-            self._caught_up = False
-            try:
-                await self._link.profile.subscribe(
-                    SubscribeChanges(
-                        collection=self._link.index,
-                        since=None,
-                        continuous=False,
-                        batch=limits.CHANGES_PER_MESSAGE_MAX,
-                        active_only=False,
-                        document_ids=some,
-                    )
-                )
-            except PeerError as exc:
-                logger.info("documents could not be fetched by their IDs: %s", exc)
-                self._fetching.difference_update(some)
-                self._caught_up = True
-                return False
-            await self._link.pulse.until(lambda: self._caught_up)
+    async def _pull_some(self, document_ids: tuple[DocumentID, ...]) -> None:
+        await self._link.profile.subscribe(
+            SubscribeChanges(
+                collection=self._link.index,
+                since=None,
+                continuous=False,
+                batch=limits.CHANGES_PER_MESSAGE_MAX,
+                active_only=False,
+                document_ids=document_ids,
+            )
+        )
+        await self._link.pulse.until(lambda: self._caught_up)
         # Not by their documents, which may be offered again and again.
         fetched = set(document_ids)
         awaited = {sequence for sequence, name in self._requested.items() if name in fetched}
         await self._link.pulse.until(lambda: awaited.isdisjoint(self._requested))
-        return True
 
     async def retry_failed(self) -> None:
         """Ask once more for what failed for now."""
@@ -254,10 +256,8 @@ class Puller:
             raise RemoteProtocolError(
                 "two documents have one sequence", sequence=change.sequence, document_id=requested
             )
-        if change.document_id in self._fetching:
-            self._fetching.discard(change.document_id)
-        else:
-            self._sequences.begin(change.sequence)
+        self._sequences.begin(change.sequence, in_order=change.document_id not in self._fetching)
+        self._fetching.discard(change.document_id)
         if self._document_ids is not None and change.document_id not in self._document_ids:
             # A peer that offers it all the same is broken, or has something in mind with it.
             self._complete(change.document_id, change.sequence)

@@ -252,6 +252,10 @@ class Pusher:
         rows, end = changes.read_since(
             txn, self._link.number, self._cursor, limits.CHANGES_PER_MESSAGE_MAX
         )
+        if self._is_beyond(end):
+            assert self._limit is not None
+            end = Sequence(self._limit)
+            rows = [row for row in rows if not self._is_beyond(row.sequence)]
         # Sequences that are missing from the feed were superseded by later ones of their document.
         start = self._cursor + 1
         for row in rows:
@@ -263,12 +267,16 @@ class Pusher:
 
     def _is_due(self, row: ChangeRow, known: RevisionID | None) -> bool:
         """Whether to propose this change now. Marks as done what need not be proposed at all."""
-        superseded = self._refused.pop(row.document_id, None)
+        superseded = self._refused.get(row.document_id)
+        failed = self._failed.get(row.document_id)
+        if row == failed or row.sequence in (self._on_the_way.get(row.document_id), superseded):
+            return False
         if superseded is not None:
             self._done.add(superseded)
-        failed = self._failed.pop(row.document_id, None)
+            del self._refused[row.document_id]
         if failed is not None:
             self._done.add(failed.sequence)
+            del self._failed[row.document_id]
         if row.sequence in self._done:
             return False
         if self._document_ids is not None and row.document_id not in self._document_ids:

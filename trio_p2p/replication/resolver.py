@@ -35,7 +35,6 @@ from trio_p2p.model.conflict import (
 from trio_p2p.model.document import EMPTY_BODY, Document, Revision, Stored
 from trio_p2p.model.version import Version
 from trio_p2p.replication.link import Link
-from trio_p2p.replication.status import Direction
 from trio_p2p.store import bases, conflicts, documents
 from trio_p2p.store.transaction import WriteTransaction
 
@@ -160,12 +159,8 @@ class Resolver:
             except TrioP2PError as exc:
                 self._failed.add((document_id, case.remote.version))
                 attempts = 0
-                self._link.journal.failed(
-                    Direction.PULL,
-                    self._link.collection,
-                    document_id,
-                    exc,
-                    deleted=case.remote.deleted,
+                self._link.journal.unresolved(
+                    self._link.collection, document_id, exc, deleted=case.remote.deleted
                 )
 
     def _next_case(self, document_id: DocumentID) -> _Case | None:

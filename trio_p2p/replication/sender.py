@@ -48,7 +48,9 @@ class _Outgoing(NamedTuple):
 
 
 OnSettled = Callable[[Promise, SentRevision | None, RevisionOutcome], None]
-"""Called once for each promise: with what was sent, or None where there was nothing to send."""
+"""Called once for each promise, unless the connection is lost first: with what was sent, or None
+where there was nothing to send.
+"""
 
 
 class Sender:

@@ -138,13 +138,6 @@ class _Part:
         )
 
     @property
-    def has_failed(self) -> bool:
-        """Whether documents failed that may go well another time."""
-        return bool(
-            (self.pusher and self.pusher.has_failed) or (self.puller and self.puller.has_failed)
-        )
-
-    @property
     def pulling(self) -> bool:
         """Whether more may come from the peer or its conflicts."""
         return bool((self.puller and self.puller.busy) or self.resolver.busy)
@@ -303,8 +296,9 @@ class ActiveSession:
             movers.start_soon(part.pusher.run)
         if part.pusher is not None and part.puller is not None:
             movers.start_soon(self._fetch_refused, part, part.pusher, part.puller)
-        if self._plan.continuous:
-            movers.start_soon(self._retry_failed, part)
+        for worker in (part.pusher, part.puller):
+            if self._plan.continuous and worker is not None:
+                movers.start_soon(self._retry_failed, worker)
 
     async def _fetch_refused(self, part: _Part, pusher: Pusher, puller: Puller) -> None:
         """Fetch what a refused document conflicts with, where the pull did not bring it."""
@@ -315,27 +309,24 @@ class ActiveSession:
                 await self._pulse.until(lambda: not (pusher.busy or part.pulling))
             document_ids = pusher.take_unfetched()
             part.fetching = True
-            if document_ids and await puller.fetch(document_ids):
-                if not self._plan.continuous:
-                    # It pushes what the resolver makes of them, too, and then ends.
-                    await self._pulse.until(lambda: not part.pulling)
-                pusher.go_on_with(document_ids)
+            fetched = await puller.fetch(document_ids)
+            if fetched and not self._plan.continuous:
+                # It pushes what the resolver makes of them, too, and then ends.
+                await self._pulse.until(lambda: not part.pulling)
+            pusher.go_on_with(fetched)
             part.fetching = False
             self._pulse.notify()
 
-    async def _retry_failed(self, part: _Part) -> None:
+    async def _retry_failed(self, worker: Pusher | Puller) -> None:
         """Try again what failed for now, after pauses that grow until nothing fails."""
         pause_s = limits.RETRY_DOCUMENTS_S
         while True:
-            if not part.has_failed:
+            if not worker.has_failed:
                 pause_s = limits.RETRY_DOCUMENTS_S
-            await self._pulse.until(lambda: part.has_failed)
+            await self._pulse.until(lambda: worker.has_failed)
             await trio.sleep(pause_s)
             pause_s = min(2 * pause_s, limits.RETRY_DOCUMENTS_S_MAX)
-            if part.pusher is not None:
-                await part.pusher.retry_failed()
-            if part.puller is not None:
-                await part.puller.retry_failed()
+            await worker.retry_failed()
 
     async def _finish_resolving(self) -> None:
         """When asked to stop: resolve what waits, unless that takes long."""

@@ -280,6 +280,53 @@ def test_an_offer_that_is_repeated_while_it_is_open_counts_once():
     assert sequences.reached == "2"
 
 
+def test_what_is_offered_ahead_of_its_turn_holds_back_and_does_not_count_itself():
+    sequences = RemoteSequences("4")
+    sequences.begin("9", in_order=False)
+    sequences.begin("5")
+    sequences.complete("5")
+    assert sequences.reached == "4"
+    sequences.complete("9")
+    assert sequences.reached == "5"
+    sequences.begin("9", in_order=False)
+    sequences.complete("9")
+    assert sequences.reached == "5"
+
+
+@pytest.mark.parametrize("reached", ["4", '"4"', None])
+def test_what_the_feed_has_passed_is_no_gap_when_it_is_offered_again(reached):
+    sequences = RemoteSequences(reached)
+    for sequence in ("5", "6"):
+        sequences.begin(sequence)
+    sequences.begin("3", in_order=False)
+    sequences.complete("5")
+    sequences.complete("6")
+    assert sequences.reached == "6"
+
+
+@given(st.lists(st.tuples(st.sampled_from("fmc"), st.integers(1, 9)), max_size=60))
+def test_nothing_is_reached_that_is_open_however_its_offers_fall_together(steps):
+    """A feed offers one sequence after the other; of those that are there any may be fetched."""
+    sequences = RemoteSequences(None)
+    opened: set[int] = set()
+    offered = 0
+    for what, number in steps:
+        if what == "m":
+            offered += 1
+            sequences.begin(str(offered))
+            opened.add(offered)
+        elif what == "f":
+            sequences.begin(str(number), in_order=False)
+            if number > offered:
+                opened.add(number)
+        else:
+            sequences.complete(str(number))
+            opened.discard(number)
+        reached = int(sequences.reached or 0)
+        assert reached <= offered
+        assert all(sequence > reached for sequence in opened)
+
+
 def test_completing_what_was_not_offered_changes_nothing():
     sequences = RemoteSequences("4")
     sequences.complete("9")

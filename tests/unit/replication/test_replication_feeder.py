@@ -136,7 +136,8 @@ async def test_every_change_is_offered_then_the_subscriber_has_caught_up(notes, 
     assert (b.sequence, b.deleted, b.body_bytes) == ("3", True, 1)
     assert (c.sequence, c.deleted, c.body_bytes) == ("4", False, len(notes.get("c").revision.body))
     assert a.revision_id == notes.get("a").version
-    assert not one_shot.running
+    assert one_shot.is_through
+    assert one_shot.ended.is_set()
 
 
 async def test_of_an_empty_collection_the_subscriber_has_caught_up_at_once(subscriber, feeder):
@@ -245,8 +246,8 @@ async def test_a_continuous_subscription_follows_what_is_written(
     await put(notes, "a")
     await wait_all_tasks_blocked()
     assert subscriber.offered == [["a"], ["b"], ["a"]]
-    assert subscriber.told.count(CAUGHT_UP) == 3
-    assert (continuous.running, continuous.busy) == (True, False)
+    assert subscriber.told.count(CAUGHT_UP) == 1
+    assert (continuous.is_through, continuous.ended.is_set(), continuous.busy) == (False,) * 3
     nursery.cancel_scope.cancel()
 
 
@@ -345,7 +346,7 @@ async def test_a_feeder_is_busy_until_every_revision_is_answered(notes, subscrib
     subscriber.wants, subscriber.outcome = wants_all, None
     one_shot = feeder()
     await one_shot.run()
-    assert (one_shot.running, one_shot.busy) == (False, True)
+    assert (one_shot.ended.is_set(), one_shot.busy) == (True, True)
     subscriber.settle(STORED)
     assert not one_shot.busy
 

@@ -106,6 +106,15 @@ def test_whoever_has_no_use_for_events_keeps_none_and_counts_all_the_same():
     assert (statistics.documents_pulled, statistics.documents_failed) == (1, 1)
 
 
+def test_a_conflict_that_is_not_resolved_was_settled_when_it_came():
+    journal = Journal()
+    journal.offered(1)
+    journal.settled()
+    journal.unresolved(NOTES, A, REFUSED, deleted=False)
+    assert journal.progress() == Progress(completed=1, total=1)
+    assert [event.error for event in journal.failures] == [REFUSED]
+
+
 def test_more_is_never_completed_than_known_of():
     journal = Journal()
     journal.stored(Direction.PULL, NOTES, A, False)

@@ -355,6 +355,22 @@ async def test_one_subscription_to_a_collection_runs_at_a_time(client, notes, ru
     await client.ask("subChanges", collection=1)
 
 
+async def test_one_fetch_waits_for_the_one_before_to_be_sent_and_no_more_do(
+    client, notes, monkeypatch
+):
+    monkeypatch.setattr(limits, "REVISION_BYTES_UNANSWERED_MAX", 1)
+    for name in "abc":
+        await notes.put(name, {})
+    client.wants_all, client.takes_revisions = True, False
+    await client.open()
+    await client.ask("subChanges", {"docIDs": ["a", "b"]})
+    await wait_all_tasks_blocked()
+    await client.ask("subChanges", {"docIDs": ["c"]})
+    assert await client.refusal("subChanges", {"docIDs": ["c"]}) == ("HTTP", 500)
+    await wait_all_tasks_blocked()
+    assert client.offered() == [["a", "b"], []]
+
+
 @pytest.mark.parametrize("name", ["sync_gateway/bychannel", "mine"])
 async def test_a_filter_that_is_asked_for_by_name_is_not_known_here(client, server, name):
     await client.open()
@@ -404,8 +420,8 @@ async def test_a_continuous_subscriber_hears_of_what_is_written_later(client, no
     await wait_all_tasks_blocked()
     await notes.delete("a")
     await wait_all_tasks_blocked()
-    assert [rows for rows in client.offered() if rows] == [["a"], ["a"]]
-    assert client.offers()[-2][0][3] == 1
+    assert client.offered() == [[], ["a"], ["a"]]
+    assert client.offers()[-1][0][3] == 1
 
 
 async def test_what_a_subscriber_pushed_itself_is_offered_and_not_sent_unasked(client):
