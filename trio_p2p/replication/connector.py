@@ -275,6 +275,12 @@ async def _dial(dial: Dial) -> MessageTransport | trio.abc.Stream:
         return _checked(await dial())
     except Exception as exc:  # The guard around a function of the user's.
         failure = _meaning(exc)
+    except BaseExceptionGroup as group:
+        # It was cut off. Without a nursery, what is raised then takes the place of Cancelled.
+        _, others = group.split(trio.Cancelled)
+        if not isinstance(others, ExceptionGroup):
+            raise
+        failure = _meaning(others)
     # Raised out here, a member of a group does not become the effect of its own group.
     raise failure
 

@@ -417,6 +417,53 @@ async def test_of_several_failures_a_bug_counts_most_then_the_most_hopeful(raise
     assert type(await failure_of(dial)) is error
 
 
+def raising_when_cut(raised, nurseries):
+    """A function that connects to nobody, and raises this from within nurseries when it is cut."""
+
+    async def dial(depth=nurseries):
+        if not depth:
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise raised
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(dial, depth - 1)
+            await trio.sleep_forever()
+
+    return dial
+
+
+@pytest.mark.parametrize("nurseries", range(3))
+@pytest.mark.parametrize(
+    ("raised", "error"),
+    [
+        (TimeoutError("no carrier"), PeerUnreachableError),
+        (OSError(errno.ENETUNREACH, "unreachable"), NetworkUnavailableError),
+        (LookupError("a bug"), CallbackError),
+    ],
+)
+async def test_what_it_raises_when_its_time_is_up_means_the_same(
+    raised, error, nurseries, autojump_clock
+):
+    assert type(await failure_of(raising_when_cut(raised, nurseries))) is error
+    assert trio.current_time() == pytest.approx(limits.CONNECT_TIMEOUT_S)
+
+
+@pytest.mark.parametrize("nurseries", range(3))
+async def test_what_it_raises_when_connecting_is_called_off_means_the_same(nurseries):
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        dial = raising_when_cut(TimeoutError("no carrier"), nurseries)
+        assert type(await failure_of(dial)) is PeerUnreachableError
+
+
+@pytest.mark.parametrize("nurseries", range(3))
+async def test_what_ends_the_program_is_no_failure_to_connect(nurseries, autojump_clock):
+    dial = raising_when_cut(KeyboardInterrupt(), nurseries)
+    with pytest.RaisesGroup(KeyboardInterrupt, allow_unwrapped=True, flatten_subgroups=True):
+        await failure_of(dial)
+
+
 @pytest.mark.parametrize("made", [None, b"", socket.socket])
 async def test_a_function_that_connects_returns_a_stream_or_a_transport(made):
     async def dial():
