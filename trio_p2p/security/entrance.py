@@ -130,13 +130,19 @@ class Entrance:
     async def seat(self, transport: MessageTransport, peer_address: str) -> AsyncIterator[Guest]:
         """Let in a peer on a transport that needs no handshake; otherwise as `admit`.
 
-        Raises: HandshakeError if there is no seat for it, which it is told.
+        Raises: HandshakeError if there is no seat for it, which it is told; ConnectionLostError if
+        it had to give way meanwhile.
         """
+        is_in = False
         with self.places.open_place(address_of(peer_address)) as place:
             if not place.take_seat():
-                await transport.aclose(CLOSE_TRANSIENT, NO_SEAT)
+                with trio.move_on_after(limits.CUT_TIMEOUT_S):
+                    await transport.aclose(CLOSE_TRANSIENT, NO_SEAT)
                 raise HandshakeError(f"refused a peer: {NO_SEAT}")
+            is_in = True
             yield Guest(transport, settle=place.settle)
+        if not is_in:
+            raise ConnectionLostError("the connection gave way to others")
 
     async def _shake_hands(self, stream: trio.abc.Stream, identity: TLSIdentity) -> TLSStream:
         if self._tls is None or self._tls.identity is not identity:

@@ -264,3 +264,42 @@ async def test_clients_that_say_nothing_give_way_to_those_that_do(monkeypatch, t
             assert door.places.gave_way == 17
             for place in list(door.places._waiting.most_crowded()):
                 place.give_way()
+
+
+class Lingering:
+    """A transport whose goodbye is never heard."""
+
+    async def aclose(self, code, reason):
+        await trio.sleep_forever()
+
+
+@asynccontextmanager
+async def all_seats_taken():
+    """An entrance whose one seat is taken by a peer that has asked for something."""
+    door = entrance(connections_max=1)
+    async with door.seat(Lingering(), "192.0.2.7:1") as guest:
+        guest.settle()
+        yield door
+
+
+async def test_who_hears_no_refusal_is_waited_for_a_bounded_time(autojump_clock):
+    async with all_seats_taken() as door:
+        with (
+            trio.fail_after(60),
+            pytest.raises(HandshakeError, match="too many connections"),
+        ):
+            async with door.seat(Lingering(), "192.0.2.7:1"):
+                pytest.fail("was let in")
+    assert trio.current_time() == limits.CUT_TIMEOUT_S
+
+
+async def test_who_is_being_refused_gives_way_too():
+    async def come():
+        with pytest.raises(ConnectionLostError, match="gave way"):
+            async with door.seat(Lingering(), "192.0.2.7:1"):
+                pytest.fail("was let in")
+
+    async with all_seats_taken() as door, trio.open_nursery() as nursery:
+        nursery.start_soon(come)
+        await wait_all_tasks_blocked()
+        assert door.places.make_room()
