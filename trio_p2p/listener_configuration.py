@@ -46,7 +46,7 @@ class URLEndpointListenerConfiguration:
     key_store: KeyStore | None = None
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_types(self, URLEndpointListenerConfiguration)
         if not self.collections:
             raise ConfigurationError("a listener serves one collection or more")
         if len({collection.database for collection in self.collections}) > 1:

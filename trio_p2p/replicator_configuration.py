@@ -48,7 +48,7 @@ class CollectionConfiguration:
     channels: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_types(self, CollectionConfiguration)
         for channel in self.channels or ():
             # They go over in one text, separated by commas.
             if not channel or "," in channel or not channel.isprintable():
@@ -97,7 +97,7 @@ class ReplicatorConfiguration:
     compression: bool = True
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_types(self, ReplicatorConfiguration)
         if isinstance(self.target, str):
             Endpoint.parse(self.target)
         if not self.collections:

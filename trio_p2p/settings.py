@@ -20,18 +20,20 @@ _NO_SEQUENCES: Final = (str, bytes, Mapping)
 _type_hints = cache(get_type_hints)
 
 
-def check_types(settings: DataclassInstance) -> None:
-    """Check each field of a dataclass that is being made against its annotation.
+def check_types(settings: DataclassInstance, declared_by: type[DataclassInstance]) -> None:
+    """Check each field that this class declares, of an object being made, against its annotation.
 
-    Sequences and mappings are copied, as they may be changed later. Any iterable will do for a
-    sequence, and is gone through once. Of functions only that they are callable is checked.
+    What a subclass adds is its own affair. Sequences and mappings are copied, as they may be
+    changed later. Any iterable will do for a sequence; one that can be gone through once has to be
+    of the first kind of sequence that its field takes. Of functions only that they are callable is
+    checked, and nothing of what isinstance cannot tell, such as Any.
 
     Raises: ConfigurationError, which does not repeat the value: it may be a secret.
     """
-    for field in dataclasses.fields(settings):
+    for field in dataclasses.fields(declared_by):
         value = getattr(settings, field.name)
         try:
-            taken = _taken(value, _type_hints(type(settings))[field.name])
+            taken = _taken(value, _type_hints(declared_by)[field.name])
         except TypeError as exc:
             raise ConfigurationError(
                 f"{field.name} takes {field.type}", got=type(value).__name__
@@ -51,6 +53,13 @@ def _taken(value: Any, hint: Any) -> Any:
     elif kind is Sequence:
         if isinstance(value, Iterable) and not isinstance(value, _NO_SEQUENCES):
             return tuple(_taken(item, inner[0]) for item in value)
-    elif isinstance(value, (int, float) if kind is float else kind):
+    elif _may_be(value, (int, float) if kind is float else kind):
         return value
     raise TypeError(f"{type(value).__name__} is not {hint}")
+
+
+def _may_be(value: Any, kind: Any) -> bool:
+    try:
+        return isinstance(value, kind)
+    except TypeError:
+        return True  # Any, Literal, NewType, most protocols: isinstance does not take them.

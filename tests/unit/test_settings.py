@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, NewType, Protocol
 
 import pytest
 from hypothesis import given
@@ -15,6 +15,9 @@ from hypothesis import strategies as st
 
 from trio_p2p.errors import ConfigurationError
 from trio_p2p.settings import check_types
+
+if TYPE_CHECKING:
+    from decimal import Decimal
 
 
 class Way(Enum):
@@ -33,7 +36,7 @@ class Settings:
     ports: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_types(self, Settings)
 
 
 NAMES = list(Settings.__dataclass_fields__)
@@ -124,6 +127,48 @@ def test_what_is_changed_later_does_not_change_settings() -> None:
     names.append("b")
     ports["b"] = 2
     assert (settings.names, settings.ports) == (("a",), {"a": 1})
+
+
+def test_the_fields_that_a_subclass_adds_are_its_own_affair() -> None:
+    class Local:
+        pass
+
+    @dataclass(frozen=True, kw_only=True)
+    class More(Settings):
+        price: Decimal | None = None
+        local: Local | None = None
+        labels: Sequence[str] = ()
+
+    labels: Any = ["a", 5]
+    settings = More(count=5, labels=labels, price=5)  # type: ignore[arg-type]
+    assert (settings.count, settings.price) == (5, 5)
+    assert settings.labels is labels
+    with pytest.raises(ConfigurationError, match="count"):
+        More(count="5")  # type: ignore[arg-type]
+
+
+Number = NewType("Number", int)
+
+
+class Shows(Protocol):
+    def show(self) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vague:
+    anything: Any = None
+    side: Literal["left", "right"] = "left"
+    number: Number | None = None
+    shows: Shows | None = None
+    many: Sequence[Any] = ()
+
+    def __post_init__(self) -> None:
+        check_types(self, Vague)
+
+
+@pytest.mark.parametrize("name", Vague.__dataclass_fields__)
+def test_what_cannot_be_told_at_run_time_is_taken(name: str) -> None:
+    assert getattr(Vague(**{name: (5, "a")}), name) == (5, "a")
 
 
 @given(name=st.sampled_from(NAMES), value=anything)

@@ -44,7 +44,7 @@ class BasicAuthenticator:
     password: str = field(repr=False)
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_types(self, BasicAuthenticator)
         if ":" in self.username:
             # What stands behind the colon may well be the password: it is not repeated.
             raise ConfigurationError("a user name has no ':'")
