@@ -7,10 +7,7 @@ from dataclasses import dataclass
 
 from trio_p2p import limits
 from trio_p2p.errors import ConfigurationError
-from trio_p2p.security.auth import (
-    ListenerCertificateAuthenticator,
-    ListenerPasswordAuthenticator,
-)
+from trio_p2p.security.auth import ListenerAuthenticator
 from trio_p2p.security.identity import TLSIdentity
 from trio_p2p.security.keystore import KeyStore
 from trio_p2p.settings import check_types
@@ -38,7 +35,7 @@ class URLEndpointListenerConfiguration:
     network_interface: str | None = None
     disable_tls: bool = False
     tls_identity: TLSIdentity | None = None
-    authenticator: ListenerPasswordAuthenticator | ListenerCertificateAuthenticator | None = None
+    authenticator: ListenerAuthenticator | None = None
     read_only: bool = False
     enable_delta_sync: bool = False
     connections_max: int = limits.LISTENER_CONNECTIONS_MAX
@@ -55,7 +52,10 @@ class URLEndpointListenerConfiguration:
             raise ConfigurationError("a port is a number from 0 to 65535", port=self.port)
         if not (self.heartbeat > 0 and self.connections_max > 0):
             raise ConfigurationError("heartbeat and connections_max are greater than 0")
-        if self.disable_tls and isinstance(self.authenticator, ListenerCertificateAuthenticator):
+        wants_certificates = (
+            self.authenticator is not None and self.authenticator.clients is not None
+        )
+        if self.disable_tls and wants_certificates:
             raise ConfigurationError("client certificates need TLS")
         if self.disable_tls and self.tls_identity is not None:
             raise ConfigurationError("without TLS there is no use for an identity")

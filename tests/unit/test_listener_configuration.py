@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import trio_p2p
+from trio_p2p.security.auth import Admitted, Client, Denied, ListenerAuthenticator
+from trio_p2p.security.trust import ClientTrust
 from trio_p2p.testing.databases import open_test_database
 
 
@@ -63,6 +65,40 @@ async def test_what_only_tls_has_a_use_for_is_refused_without_it(tmp_path: Path)
             trio_p2p.URLEndpointListenerConfiguration(**(defaults | settings))
             with pytest.raises(trio_p2p.ConfigurationError):
                 trio_p2p.URLEndpointListenerConfiguration(disable_tls=True, **(defaults | settings))
+
+
+class Counting:
+    """Counts whom another authenticator is asked about."""
+
+    def __init__(self, asked: ListenerAuthenticator) -> None:
+        self._asked = asked
+        self.count = 0
+
+    @property
+    def clients(self) -> ClientTrust | None:
+        return self._asked.clients
+
+    def recognises(self, client: Client) -> bool:
+        return self._asked.recognises(client)
+
+    async def admit(self, client: Client) -> Admitted | Denied:
+        self.count += 1
+        return await self._asked.admit(client)
+
+
+async def test_whatever_does_what_an_authenticator_does_is_one(tmp_path: Path) -> None:
+    passwords = Counting(trio_p2p.ListenerPasswordAuthenticator(lambda user, password: True))
+    certificates = Counting(trio_p2p.ListenerCertificateAuthenticator(callback=lambda chain: True))
+    async with open_test_database(tmp_path / "shop.p2p") as shop:
+        collections = [shop.default_collection]
+        for authenticator, disable_tls in [(passwords, True), (certificates, False)]:
+            trio_p2p.URLEndpointListenerConfiguration(
+                collections=collections, authenticator=authenticator, disable_tls=disable_tls
+            )
+        with pytest.raises(trio_p2p.ConfigurationError, match="TLS"):
+            trio_p2p.URLEndpointListenerConfiguration(
+                collections=collections, authenticator=certificates, disable_tls=True
+            )
 
 
 async def test_whatever_is_given_for_a_setting_one_error_refuses_it(tmp_path: Path) -> None:

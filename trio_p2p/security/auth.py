@@ -13,7 +13,7 @@ import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import trio
 from cryptography import x509
@@ -113,6 +113,7 @@ class Denied:
     wrong: bool = False
 
 
+@runtime_checkable
 class ListenerAuthenticator(Protocol):
     """Decides which clients a listener lets in."""
 
