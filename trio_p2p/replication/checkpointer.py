@@ -66,7 +66,7 @@ class Checkpointer:
         """Save what is done now.
 
         Raises: PeerError, ConnectionLostError; ReplicationError, retryable, if others saved theirs
-        each time. Cancelling: the checkpoint saved before stays valid.
+        each time; CollectionNotFoundError. Cancelling: the checkpoint saved before stays valid.
         """
         self.checkpoint.remote = self.sequences.reached
         saved = Checkpoint(self.checkpoint.local.copy(), self.checkpoint.remote)
@@ -75,6 +75,8 @@ class Checkpointer:
         await self._save_remotely(body)
 
         def job(txn: WriteTransaction) -> None:
+            # One that is made anew under this name must not find what we say of the old one.
+            txn.check_collection(self._link.number)
             self._knowledge.store_noted(txn, noted)
             checkpoints.set_local(txn, self._id, body, remote=self._knowledge.remote, seen=seen)
 

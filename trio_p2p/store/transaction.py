@@ -126,6 +126,11 @@ class WriteTransaction(ReadTransaction):
             raise CollectionNotFoundError("the collection was deleted")
         return state
 
+    def check_collection(self, number: int) -> None:
+        """Raises CollectionNotFoundError for a collection that was deleted, also in this one."""
+        if self.changed.get(number, self.collections.get(number)) is None:
+            raise CollectionNotFoundError("the collection was deleted")
+
     def note_growth(self, record_bytes: int) -> None:
         """Note that a record of this size was stored, which the size limit may refuse."""
         self.grew += record_bytes + limits.RECORD_GROWTH_BYTES_MAX
