@@ -172,7 +172,12 @@ class Exchange:
 
 
 def _is_of_a_cut(failure: ReplicationError) -> bool:
-    """Whether a session failed as its connection was cut, or its database closed beneath it."""
+    """Whether a session failed as its connection was cut, or what it works on was gone.
+
+    404 is how a peer tells that it has deleted a collection.
+    """
+    if failure.status == 404:
+        return True
     causes: list[BaseException | None] = [failure]
     while causes:
         cause = causes.pop()
