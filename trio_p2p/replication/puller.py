@@ -70,7 +70,8 @@ class Puller:
         self._promised: set[RemoteSequence] = set()
         self._answering = False
         self._caught_up = False
-        # Asked for by their IDs: what the peer offers of them is not in the order of its feed.
+        # Asked for by their IDs: what the peer offers of them, as often as it does so until it has
+        # caught up, is not in the order of its feed.
         self._fetching: set[DocumentID] = set()
         # One fetch at a time: nothing tells which one the peer has come to the end of.
         self._turn = trio.Lock()
@@ -143,7 +144,7 @@ class Puller:
                     logger.info("documents could not be fetched by their IDs: %s", exc)
                     return document_ids[:start]
                 finally:
-                    self._fetching.difference_update(some)
+                    self._fetching.clear()
                     self._caught_up = True
                     self._link.pulse.notify()
             return document_ids
@@ -249,15 +250,12 @@ class Puller:
         """Whether to ask for an offered revision. Raises RemoteProtocolError."""
         requested = self._requested.get(change.sequence)
         if requested == change.document_id:
-            # Offered by two subscriptions; it is on its way.
-            self._fetching.discard(change.document_id)
-            return None
+            return None  # Offered by two subscriptions; it is on its way.
         if requested is not None:
             raise RemoteProtocolError(
                 "two documents have one sequence", sequence=change.sequence, document_id=requested
             )
         self._sequences.begin(change.sequence, in_order=change.document_id not in self._fetching)
-        self._fetching.discard(change.document_id)
         if self._document_ids is not None and change.document_id not in self._document_ids:
             # A peer that offers it all the same is broken, or has something in mind with it.
             self._complete(change.document_id, change.sequence)

@@ -201,6 +201,29 @@ async def test_what_will_not_come_for_now_is_asked_for_again(pull, nursery, stat
     assert (pull.sequences.reached, pull.puller.has_failed) == ("2", False)
 
 
+async def fetch(pull, nursery, *document_ids):
+    nursery.start_soon(pull.puller.fetch, document_ids)
+    await wait_all_tasks_blocked()
+    assert pull.profile.subscriptions[-1].document_ids == document_ids
+
+
+async def test_what_a_fetch_offers_tells_nothing_of_what_stands_before_it(pull, nursery):
+    """Even if it is offered again, as when it is edited meanwhile: 8 is yet to be offered."""
+    await pull.offer(("1", "a", revision()))
+    await pull.send("1", "a", revision())
+    await fetch(pull, nursery, "d")
+    for sequence, one in (("5", revision(1)), ("9", revision(2))):
+        assert await pull.offer((sequence, "d", one)) == [True]
+        await pull.send(sequence, "d", one)
+    await pull.offer()
+    assert (pull.sequences.reached, pull.puller.busy) == ("1", False)
+    await pull.offer(("8", "x", revision()))
+    await pull.send("8", "x", revision())
+    assert pull.sequences.reached == "8"
+    assert await pull.offer(("9", "d", revision(2))) == [False]
+    assert pull.sequences.reached == "9"
+
+
 async def test_what_was_never_promised_cannot_be_withheld(pull):
     await pull.withhold("1", "a", 404)
     assert not pull.failures
