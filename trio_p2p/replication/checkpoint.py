@@ -136,6 +136,10 @@ class RemoteSequences:
         self._end.behind = gap
         self._end = gap
 
+    def is_open(self, sequence: RemoteSequence) -> bool:
+        """Whether one was taken note of and is not done: `reached` does not pass it."""
+        return sequence in self._gaps
+
     def complete(self, sequence: RemoteSequence) -> None:
         """Mark one as done; `reached` moves once everything before it is done too."""
         gap = self._gaps.pop(sequence, None)

@@ -73,6 +73,8 @@ class Puller:
         # Asked for by their IDs: what the peer offers of them, as often as it does so until it has
         # caught up, is not in the order of its feed.
         self._fetching: set[DocumentID] = set()
+        # Those of them that it has not offered.
+        self._unoffered: set[DocumentID] = set()
         # One fetch at a time: nothing tells which one the peer has come to the end of.
         self._turn = trio.Lock()
         # Failed for now, to be asked for again: the sequence that was not completed.
@@ -137,6 +139,7 @@ class Puller:
             for start in range(0, len(document_ids), limits.FETCHED_DOCUMENTS_MAX):
                 some = tuple(document_ids[start : start + limits.FETCHED_DOCUMENTS_MAX])
                 self._fetching.update(some)
+                self._unoffered.update(some)
                 self._caught_up = False
                 try:
                     await self._pull_some(some)
@@ -145,6 +148,7 @@ class Puller:
                     return document_ids[:start]
                 finally:
                     self._fetching.clear()
+                    self._unoffered.clear()
                     self._caught_up = True
                     self._link.pulse.notify()
             return document_ids
@@ -161,6 +165,9 @@ class Puller:
             )
         )
         await self._link.pulse.until(lambda: self._caught_up)
+        for document_id in self._unoffered & self._failed.keys():
+            # The peer has it no more.
+            self._complete(document_id, self._failed[document_id])
         # Not by their documents, which may be offered again and again.
         fetched = set(document_ids)
         awaited = {sequence for sequence, name in self._requested.items() if name in fetched}
@@ -256,6 +263,7 @@ class Puller:
                 "two documents have one sequence", sequence=change.sequence, document_id=requested
             )
         self._sequences.begin(change.sequence, in_order=change.document_id not in self._fetching)
+        self._unoffered.discard(change.document_id)
         if self._document_ids is not None and change.document_id not in self._document_ids:
             # A peer that offers it all the same is broken, or has something in mind with it.
             self._complete(change.document_id, change.sequence)
@@ -320,8 +328,14 @@ class Puller:
 
     def _note_failed(self, document_id: DocumentID, sequence: RemoteSequence) -> None:
         """To be asked for again: in this session, or with too many of them, in the next one."""
-        if len(self._failed) < limits.SEQUENCE_GAPS_MAX:
-            self._failed.setdefault(document_id, sequence)
+        earlier = self._failed.get(document_id)
+        if earlier is None:
+            if len(self._failed) < limits.SEQUENCE_GAPS_MAX:
+                self._failed[document_id] = sequence
+        elif earlier != sequence and self._sequences.is_open(sequence):
+            # This revision takes the place of the one that failed before.
+            self._failed[document_id] = sequence
+            self._sequences.complete(earlier)
 
     def _complete(self, document_id: DocumentID, sequence: RemoteSequence) -> None:
         """A revision of a document is here, or will not be asked for again."""

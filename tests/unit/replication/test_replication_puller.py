@@ -224,6 +224,46 @@ async def test_what_a_fetch_offers_tells_nothing_of_what_stands_before_it(pull, 
     assert pull.sequences.reached == "9"
 
 
+async def fail(pull, sequence, one):
+    """A revision of `d` is offered and does not come for now."""
+    assert await pull.offer((sequence, "d", one)) == [True]
+    await pull.withhold(sequence, "d", 503)
+
+
+async def test_of_a_document_that_fails_again_and_again_the_last_failure_is_open(pull, nursery):
+    await fail(pull, "1", revision(1))
+    await fail(pull, "2", revision(2))
+    await pull.offer(("3", "x", revision()))
+    await pull.send("3", "x", revision())
+    assert pull.sequences.reached == "1"
+    nursery.start_soon(pull.puller.retry_failed)
+    await wait_all_tasks_blocked()
+    await pull.offer(("2", "d", revision(2)))
+    await pull.send("2", "d", revision(2))
+    await pull.offer()
+    assert (pull.sequences.reached, pull.puller.has_failed) == ("3", False)
+
+
+async def test_a_failure_stays_open_if_the_one_after_it_could_not_be_taken_note_of(
+    pull, monkeypatch
+):
+    monkeypatch.setattr(limits, "SEQUENCE_GAPS_MAX", 1)
+    await fail(pull, "1", revision(1))
+    await fail(pull, "2", revision(2))
+    assert (pull.sequences.reached, pull.puller.has_failed) == (None, True)
+
+
+async def test_what_failed_for_now_and_is_gone_from_the_peer_is_done(pull, nursery):
+    await fail(pull, "1", revision())
+    await pull.offer(("2", "x", revision()))
+    await pull.send("2", "x", revision())
+    nursery.start_soon(pull.puller.retry_failed)
+    await wait_all_tasks_blocked()
+    await pull.offer()
+    assert (pull.sequences.reached, pull.puller.has_failed) == ("2", False)
+    assert not pull.puller.busy
+
+
 async def test_what_was_never_promised_cannot_be_withheld(pull):
     await pull.withhold("1", "a", 404)
     assert not pull.failures
