@@ -12,7 +12,7 @@ from typing import Final
 
 from trio_p2p import limits
 from trio_p2p.errors import ConflictError
-from trio_p2p.store import bases, keys, recent, records
+from trio_p2p.store import bases, keys, recent, records, schema
 from trio_p2p.store.recent import Bounded, Entry
 from trio_p2p.store.records import LocalCheckpoint
 from trio_p2p.store.transaction import ReadTransaction, WriteTransaction
@@ -74,7 +74,7 @@ def set_peer(
     expected_revision: str,
     body: bytes,
     *,
-    collection: int = 0,
+    collection: int = schema.DEFAULT_COLLECTION,
     reached: int = 0,
 ) -> str:
     """Keep a checkpoint for a peer; returns its new revision.
@@ -82,8 +82,10 @@ def set_peer(
     `expected_revision` names the one it replaces; it is empty if there is none yet. `reached` is
     the sequence that the peer has come to in a collection, as the checkpoint tells.
 
-    Raises: ConflictError if another one is kept; `current` is its revision.
+    Raises: ConflictError if another one is kept; `current` is its revision;
+    CollectionNotFoundError: one that is made anew has nothing of what the peer says it sent.
     """
+    txn.check_collection(collection)
     key = keys.text(client)
     entry = recent.get(txn, PEERS, key)
     generation = 0 if entry is None else records.unpack_peer_checkpoint(entry.content)[0]

@@ -225,6 +225,22 @@ async def test_checkpoints_are_forgotten_with_the_collection(db):
         assert checkpoints.peer(txn, "client") is None
 
 
+async def test_no_checkpoint_is_kept_for_a_collection_that_was_deleted(db):
+    """A peer may be saving it just then; the collection made anew is to get everything again."""
+    notes = await db.create_collection("notes")
+    await db.delete_collection("notes")
+    await db.create_collection("notes")
+    for number, reached in ((notes.number, 0), (notes.number, 5)):
+        with pytest.raises(CollectionNotFoundError):
+            await db.engine.write(
+                lambda txn, n=number, r=reached: checkpoints.set_peer(
+                    txn, "client", "", b"{}", collection=n, reached=r
+                )
+            )
+    with db.engine.read() as txn:
+        assert checkpoints.peer(txn, "client") is None
+
+
 async def test_deleting_and_making_at_once_leaves_the_one_that_was_made(db):
     await db.create_collection("notes")
     async with trio.open_nursery() as nursery:
