@@ -85,8 +85,10 @@ class NoKnowledge(RemoteKnowledge):
         self._sent[document_id] = revision_id
 
     def stored(self, document_id: DocumentID) -> None:
-        """What `store` told is known from now on."""
-        self.note(document_id, self._sent.pop(document_id))
+        """What `store` told last is known from now on: one batch may bring several revisions."""
+        revision_id = self._sent.pop(document_id, None)
+        if revision_id is not None:
+            self.note(document_id, revision_id)
 
     def take_noted(self) -> dict[DocumentID, RevisionID]:
         """Nothing is to be stored."""

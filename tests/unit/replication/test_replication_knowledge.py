@@ -75,6 +75,15 @@ async def test_what_came_with_a_revision_takes_the_place_of_what_was_noted(engin
     assert knowledge.take_noted() == {}
 
 
+async def test_of_several_revisions_in_one_batch_the_last_one_is_known(engine):
+    knowledge = NoKnowledge()
+    for revision_id in (FIRST, SECOND):
+        await engine.write(lambda txn, r=revision_id: knowledge.store(txn, A, r))
+    for _ in range(2):
+        knowledge.stored(A)
+        assert known(engine, knowledge, A) == SECOND
+
+
 async def test_of_a_peer_that_nothing_names_the_store_remembers_nothing(engine, monkeypatch):
     monkeypatch.setattr(limits, "NOTED_DOCUMENTS_MAX", 2)
     knowledge = NoKnowledge()
