@@ -1,5 +1,6 @@
 """An active and a passive session, joined in memory."""
 
+import shutil
 from contextlib import asynccontextmanager
 from random import Random
 
@@ -388,6 +389,32 @@ async def test_after_a_peer_got_more_than_there_is_both_directions_start_over(
     assert counts(await sync(here, there))[1:] == (0, 1, 0)
     assert "was rolled back, and starts over" in caplog.text
     assert bodies(here) == {"a": {"x": 1}, "b": {"x": 1}}
+
+
+async def test_a_revision_that_a_peer_was_rolled_back_behind_is_proposed_once_it_is_kept(
+    here, tmp_path
+):
+    """It waited here as a conflict, learned by a session that the peer has lost."""
+
+    def later(conflict):
+        raise RuntimeError("later")
+
+    def keep_theirs(conflict):
+        return conflict.remote
+
+    async with open_test_database(tmp_path / "there", clock=Clock()) as there:
+        await put(there, "a", x=1)
+        await sync(here, there)
+    shutil.copytree(tmp_path / "there", tmp_path / "copy")
+    async with open_test_database(tmp_path / "there", clock=Clock()) as there:
+        await put(here, "a", x=2)
+        lost = await put(there, "a", x=3)
+        await sync(here, there, resolver=later)
+        assert waiting(here, "a") == [lost.revision]
+    async with open_test_database(tmp_path / "copy", clock=Clock()) as there:
+        journal = await sync(here, there, resolver=keep_theirs)
+        assert bodies(here) == bodies(there) == {"a": {"x": 3}}
+        assert counts(journal)[1] == 1
 
 
 @pytest.mark.behaviour("P14", "G2a")
