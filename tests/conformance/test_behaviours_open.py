@@ -123,11 +123,17 @@ async def test_a_proposal_without_a_parent_follows_on_an_older_tombstone(pair, n
     assert (refused["status"], refused["rev"]) == (409, str(tombstone.vector))
     assert await client.propose(["a", later, ""]) == []
     assert await client.send_revision("a", later, {"by": "Bob"}) is None
-    # Both are in it, so that it is taken for newer by all who have either.
+    # The deletion is in it, so that it is taken for newer by all who have that.
     found = pair.theirs.get("a")
-    assert found.body == {"by": "Bob"}
+    assert (found.body, str(found.version)) == ({"by": "Bob"}, later)
     assert found.vector.has(tombstone.version)
-    assert str(found.vector.merged[0]) == later
+    # Who wrote it need not hear of that to go on.
+    last = rev(tombstone.version.time + 2)
+    assert await client.propose(["a", last, later]) == []
+    assert await client.send_revision("a", last, {"by": "Bob again"}) is None
+    found = pair.theirs.get("a")
+    assert (found.body, str(found.version)) == ({"by": "Bob again"}, last)
+    assert found.vector.has(tombstone.version)
     nursery.cancel_scope.cancel()
 
 

@@ -15,7 +15,7 @@ from trio_p2p.ids import Sequence as LocalSequence
 from trio_p2p.model.conflict import (
     Arrival,
     judge_arrival,
-    merge_revisions,
+    keep,
     revives,
     settle_alone,
     supersede,
@@ -261,23 +261,21 @@ class Inserter:
         local = documents.get(txn, self._link.number, sent.document_id)
         assert local is not None
         current, arrived = local.revision, sent.revision
-        active = self._knowledge is not None
-        revived = not active and may_revive and revives(current, arrived.id, None)
-        if not active and not revived:
+        if self._knowledge is not None:
+            settled = settle_alone(current, arrived, txn.stamp)
+        elif may_revive and revives(current, arrived.id, None):
+            # Under its own version, so that who wrote it goes on from there without hearing of it.
+            settled = keep(arrived, current, txn.stamp)
+        else:
             text = "conflicts with the current revision"
             return Insertion(RevisionOutcome(STATUS_CONFLICT, text))
-        settled = settle_alone(current, arrived, txn.stamp)
-        if settled is None and revived:
-            settled = merge_revisions(arrived, current, arrived.body, arrived.deleted, txn.stamp())
         if settled is None:
             place = (self._link.number, sent.document_id)
             if conflicts.add(txn, *place, arrived):
                 bases.drop_unneeded(txn, *place)
             return Insertion(RevisionOutcome(), conflicted=True)
         self._put(txn, sent, settled)
-        # So that who sent it need not wait to be offered what came of it.
-        made = None if active or settled.id == arrived.id else settled.id
-        return Insertion(RevisionOutcome(current=made))
+        return Insertion(RevisionOutcome())
 
     def _know(self, txn: WriteTransaction, sent: SentRevision) -> None:
         if self._knowledge is not None:

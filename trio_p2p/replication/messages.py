@@ -191,15 +191,11 @@ class SendRevisions:
 
 @dataclass(frozen=True, slots=True)
 class RevisionOutcome:
-    """What became of one sent revision: stored (0), held already (304), or an error status.
-
-    `current` is told where something else is current now, which was made from it.
-    """
+    """What became of one sent revision: stored (0), held already (304), or an error status."""
 
     status: int = 0
     text: str = ""
     retryable: bool = False
-    current: RevisionID | None = None
 
     @property
     def failed(self) -> bool:

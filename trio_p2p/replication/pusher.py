@@ -75,8 +75,6 @@ class Pusher:
         self._refused: dict[DocumentID, int] = {}
         # Those of them whose revision at the peer the pull may not bring.
         self._unfetched: set[DocumentID] = set()
-        # Taken by the peer, which made another revision of it that the pull may not bring.
-        self._made_there: dict[DocumentID, RevisionID] = {}
         self._fetched: set[tuple[DocumentID, int]] = set()
         # Failed for now, to be proposed again later.
         self._failed: dict[DocumentID, ChangeRow] = {}
@@ -107,8 +105,8 @@ class Pusher:
 
     @property
     def has_unfetched(self) -> bool:
-        """Whether the peer has revisions of pushed documents that are yet to be fetched."""
-        return bool(self._unfetched or self._made_there)
+        """Whether the peer has revisions of refused documents that are yet to be fetched."""
+        return bool(self._unfetched)
 
     def take_unfetched(self) -> list[DocumentID]:
         """The documents whose revisions at the peer are to be fetched, each once."""
@@ -119,25 +117,9 @@ class Pusher:
                 if documents.head(txn, self._link.number, document_id)
                 and not conflicts.of_document(txn, self._link.number, document_id)
             ]
-            taken += [
-                document_id
-                for document_id, revision_id in self._made_there.items()
-                if not self._is_here(txn, document_id, revision_id)
-            ]
         self._unfetched.clear()
-        self._made_there.clear()
-        self._fetched.update(
-            (document_id, self._refused[document_id])
-            for document_id in taken
-            if document_id in self._refused
-        )
-        return list(dict.fromkeys(taken))
-
-    def _is_here(
-        self, txn: ReadTransaction, document_id: DocumentID, revision_id: RevisionID
-    ) -> bool:
-        stored = documents.head(txn, self._link.number, document_id)
-        return stored is None or stored.revision.has(revision_id)
+        self._fetched.update((document_id, self._refused[document_id]) for document_id in taken)
+        return taken
 
     @property
     def has_failed(self) -> bool:
@@ -472,8 +454,6 @@ class Pusher:
             self._finish(document_id, sequence, done=not (waits or outcome.retryable))
         else:
             self._knowledge.note(document_id, sent.revision.id)
-            if outcome.current is not None and self._pulling:
-                self._made_there[document_id] = outcome.current
             if outcome.status:
                 journal.settled()
             else:

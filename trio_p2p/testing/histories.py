@@ -331,10 +331,7 @@ class History:
             assert current is not None
             if not rules.revives(current, arrived.id, parent):
                 return False
-            settled = rules.settle_alone(current, arrived, passive.stamp)
-            revived = settled or rules.merge_revisions(
-                arrived, current, arrived.body, arrived.deleted, passive.stamp()
-            )
+            revived = rules.keep(arrived, current, passive.stamp)
             self._store(passive, doc, revived, current, arrived)
         return True
 

@@ -349,8 +349,6 @@ async def test_that_deltas_are_taken_is_told_once_for_each_collection():
     [
         (RevisionsReply((RevisionOutcome(),)), RevisionOutcome()),
         (RevisionsReply((RevisionOutcome(304),)), RevisionOutcome(304)),
-        (RevisionsReply((RevisionOutcome(current=V2),)), RevisionOutcome(current=V2)),
-        (RevisionsReply((RevisionOutcome(current=TREE),)), RevisionOutcome(current=TREE)),
         (RevisionsReply((RevisionOutcome(409, "no"),)), RevisionOutcome(409, "no")),
         (RevisionsReply((RevisionOutcome(429, "later"),)), RevisionOutcome(429, "later", True)),
         (Refusal(403, "no"), RevisionOutcome(403, "no")),

@@ -110,23 +110,14 @@ def proposal_answer(item: Any) -> ProposalAnswer:
 
 
 def outcome_properties(outcome: RevisionOutcome) -> dict[str, str]:
-    """What the reply to a revision says that did not fail; `rev` is of our own making."""
-    properties = {"noop": "true"} if outcome.status else {}
-    if outcome.current is not None:
-        properties["rev"] = describe(outcome.current)
-    return properties
+    """What the reply to a revision says that did not fail."""
+    return {"noop": "true"} if outcome.status else {}
 
 
 def outcome_of(reply: Message | PeerError) -> RevisionOutcome:
     match reply:
         case Message(properties):
-            current = None
-            if "rev" in properties:
-                # It but helps to learn of it sooner.
-                with suppress(RemoteProtocolError):
-                    current = revision_id(properties["rev"])
-            status = 304 if values.is_true(properties, "noop") else 0
-            return RevisionOutcome(status, current=current)
+            return RevisionOutcome(304 if values.is_true(properties, "noop") else 0)
         case PeerError(domain="HTTP" | "WebSocket", code=code, text=text, retryable=retryable):
             return RevisionOutcome(code, text, retryable)
         case PeerError():
