@@ -109,15 +109,17 @@ class Pusher:
         return bool(self._unfetched)
 
     def take_unfetched(self) -> list[DocumentID]:
-        """The documents whose revisions at the peer are to be fetched, each once."""
+        """Some documents whose revisions at the peer are to be fetched, each once."""
+        some = sorted(self._unfetched)[: limits.FETCHED_DOCUMENTS_MAX]
+        self._unfetched.difference_update(some)
         with self._link.engine.read() as txn:
             taken = [
                 document_id
-                for document_id in sorted(self._unfetched & self._refused.keys())
-                if documents.head(txn, self._link.number, document_id)
+                for document_id in some
+                if document_id in self._refused
+                and documents.head(txn, self._link.number, document_id)
                 and not conflicts.of_document(txn, self._link.number, document_id)
             ]
-        self._unfetched.clear()
         self._fetched.update((document_id, self._refused[document_id]) for document_id in taken)
         return taken
 
