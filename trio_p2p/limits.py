@@ -255,6 +255,8 @@ ANCESTORS_MAX: Final = 10
 FILTER_TIMEOUT_S: Final = 60.0
 # Documents that an async filter is asked about at once, before more are read from the feed.
 FILTERED_AT_ONCE_MAX: Final = 1_000
+# What their bodies take, as they are stored: some of the largest, or 64 KiB for each of so many.
+FILTERED_BYTES_MAX: Final = 64 * MIB
 # Blobs of one collection asked for at once, so that a large one does not hold up all others; and
 # blobs sent at once on one connection, each of which has a file open and a part in memory.
 BLOBS_FETCHED_AT_ONCE: Final = 4

@@ -1,5 +1,6 @@
 """Documents that the user's filters keep from being pushed or pulled."""
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 
 import trio_p2p
 from trio_p2p import ActivityLevel, Direction, DocumentFlags, ReplicatorType, limits
+from trio_p2p.store import documents
 
 BUSY, IDLE = ActivityLevel.BUSY, ActivityLevel.IDLE
 PUSH = ReplicatorType.PUSH
@@ -48,6 +50,12 @@ def ids(database: trio_p2p.Database) -> set[str]:
 async def put(database: trio_p2p.Database, **is_public: bool) -> None:
     for name, value in is_public.items():
         await database.default_collection.put(name, {"public": value})
+
+
+async def put_many(database: trio_p2p.Database, count: int, size: int) -> None:
+    async with database.default_collection.batch() as batch:
+        for number in range(count):
+            batch.put(f"doc-{number}", {"text": "x" * size})
 
 
 @pytest.mark.parametrize("push_filter", [public, public_soon])
@@ -209,6 +217,101 @@ async def test_not_too_many_documents_are_put_to_a_slow_filter_at_once(
     result = await trio_p2p.replicate(filtered(pair, push_filter=check))
     assert result.documents_pushed == 100
     assert 10 <= most < 10 + 4
+
+
+async def test_not_too_large_documents_are_put_to_a_slow_filter_at_once(
+    pair: Pair, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "FILTERED_BYTES_MAX", 5_000)
+    monkeypatch.setattr(limits, "SCAN_SLICE_BYTES", 1)
+    asked = most = 0
+
+    async def check(document: trio_p2p.Document, flags: DocumentFlags) -> bool:
+        nonlocal asked, most
+        asked += 1
+        most = max(most, asked)
+        await trio.sleep(1)
+        asked -= 1
+        return document.id != "doc-7"
+
+    await put_many(pair.till, 20, 2_000)
+    result = await trio_p2p.replicate(filtered(pair, push_filter=check))
+    assert result.documents_pushed == 19
+    assert most == 3
+
+
+class Turns(trio.abc.Instrument):
+    """Counts how often all tasks that can run had a turn."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.count += 1
+
+
+@pytest.mark.parametrize("push_filter", [public, public_soon])
+@pytest.mark.parametrize(
+    ("limit", "value", "at_once"), [("SCAN_SLICE_BYTES", 3_000, 2), ("SCAN_SLICE_ROWS", 3, 3)]
+)
+async def test_no_more_than_a_slice_is_put_to_a_filter_before_other_tasks_have_their_turns(
+    pair: Pair,
+    autojump_clock: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    push_filter: Any,
+    limit: str,
+    value: int,
+    at_once: int,
+) -> None:
+    monkeypatch.setattr(limits, limit, value)
+    await put_many(pair.till, 20, 2_000)
+    turns = Turns()
+    trio.lowlevel.add_instrument(turns)
+    read, asked = Counter[int](), Counter[int]()
+    get = documents.get
+
+    def count_read(*args: Any) -> Any:
+        read[turns.count] += 1
+        return get(*args)
+
+    def count_asked(document: trio_p2p.Document, flags: DocumentFlags) -> Any:
+        asked[turns.count] += 1
+        return push_filter(document, flags)
+
+    # All are held back, so nothing else reads a whole document.
+    monkeypatch.setattr(documents, "get", count_read)
+    result = await trio_p2p.replicate(filtered(pair, push_filter=count_asked))
+    assert result.documents_pushed == 0
+    assert asked.total() == 20
+    assert max(asked.values()) == at_once
+    assert asked == read
+
+
+async def test_what_changes_while_it_waits_for_the_filter_is_asked_about_as_it_is_then(
+    pair: Pair, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "FILTERED_AT_ONCE_MAX", 1)
+    collection = pair.till.default_collection
+    await put(pair.till, a=True, b=True, c=True, d=False)
+    asked: list[tuple[str, bool]] = []
+
+    async def check(document: trio_p2p.Document, flags: DocumentFlags) -> bool:
+        asked.append((document.id, document["public"]))
+        if len(asked) == 1:
+            # The others were read from the feed together with it.
+            await put(pair.till, d=True, b=False)
+            await collection.purge("c")
+        return public(document, flags)
+
+    async with trio_p2p.open_replicator(
+        filtered(pair, push_filter=check, continuous=True)
+    ) as replicator:
+        await replicator.wait_for(IDLE)
+        assert replicator.pending_document_ids(collection) == frozenset()
+    assert ids(pair.shop) == {"a", "d"}
+    assert asked == [("a", True), ("d", True), ("b", False)]
+    again = await trio_p2p.replicate(filtered(pair, push_filter=public))
+    assert again.statistics.documents_offered == 0
 
 
 async def test_only_the_revision_that_passed_is_sent(pair: Pair, autojump_clock: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Iterable
 
 import trio
@@ -60,9 +61,12 @@ class Pusher:
         self._pulling = pulling
         self._document_ids = document_ids
         self._tasks: trio.Nursery | None = None
-        # How many documents an async filter is being asked about, and the sequences of revisions
-        # that it let pass and that are not proposed yet.
+        # What was read from the feed and waits for the filter; how many documents an async one is
+        # being asked about, and what their bodies take; the sequences of revisions that it let
+        # pass and that are not proposed yet.
+        self._unfiltered: deque[ChangeRow] = deque()
         self._judging = 0
+        self._judging_bytes = 0
         self._passed: dict[DocumentID, int] = {}
         # What takes the place of a revision has not passed the filter.
         self._sender = Sender(link, may_replace=push_filter is None)
@@ -96,7 +100,21 @@ class Pusher:
     @property
     def _may_read(self) -> bool:
         """Whether to read on in the feed: not while the filter is behind."""
-        return self._unread and self._judging < limits.FILTERED_AT_ONCE_MAX
+        return self._unread and not self._unfiltered
+
+    @property
+    def _may_filter(self) -> bool:
+        """Whether to put more to the filter: not while it has much to do."""
+        return (
+            bool(self._unfiltered)
+            and self._judging < limits.FILTERED_AT_ONCE_MAX
+            and self._judging_bytes < limits.FILTERED_BYTES_MAX
+        )
+
+    @property
+    def _may_go_on(self) -> bool:
+        """Whether there is anything to filter, to read or to propose."""
+        return self._may_filter or self._may_read or bool(self._again)
 
     @property
     def _is_silent(self) -> bool:
@@ -192,26 +210,26 @@ class Pusher:
     async def _next_rows(self) -> list[_Row]:
         """The next changes to propose, each with its parent; waits until there are any."""
         while True:
+            while self._may_filter:
+                self._filter_slice()
+                await trio.lowlevel.checkpoint()
             rows = self._read_rows()
             if rows:
                 self._said_anything = True
                 return rows
-            if self._may_read or self._again:
+            if self._may_go_on:
                 await trio.lowlevel.checkpoint()
                 continue
             if self._is_silent:
                 self._link.profile.tell_caught_up(self._link.index)
                 self._said_anything = True
             self._link.pulse.notify()
-            await self._link.pulse.until(
-                lambda: self._may_read or bool(self._again) or self._is_silent
-            )
+            await self._link.pulse.until(lambda: self._may_go_on or self._is_silent)
 
     def _read_rows(self) -> list[_Row]:
-        """One slice of the feed, less what need not be proposed."""
+        """One slice of the feed, less what need not be proposed, or not before it is filtered."""
         with self._link.engine.read() as txn:
             chosen = []
-            unfiltered: list[tuple[ChangeRow, Stored | None]] = []
             for row in self._take_again() or self._read_feed(txn):
                 parent = self._knowledge.of(txn, row.document_id)
                 if self._is_due(row, parent) and not self._is_conflicting(txn, row, parent):
@@ -219,10 +237,7 @@ class Pusher:
                     if self._has_passed(row):
                         chosen.append((row, parent))
                     else:
-                        stored = documents.get(txn, self._link.number, row.document_id)
-                        unfiltered.append((row, stored))
-        for row, stored in unfiltered:
-            self._ask_filter(row, stored)
+                        self._unfiltered.append(row)
         self._link.journal.offered(len(chosen))
         return chosen
 
@@ -312,6 +327,21 @@ class Pusher:
         """Whether the filter let this revision pass, if there is one. Asked once."""
         return self._filter is None or self._passed.pop(row.document_id, 0) == row.sequence
 
+    def _filter_slice(self) -> None:
+        """Put some of what was read to the filter; less if it is large, which takes it longer."""
+        found: list[tuple[ChangeRow, Stored | None]] = []
+        room_rows = min(limits.SCAN_SLICE_ROWS, limits.FILTERED_AT_ONCE_MAX - self._judging)
+        room_bytes = limits.SCAN_SLICE_BYTES
+        with self._link.engine.read() as txn:
+            while self._unfiltered and room_rows > 0 and room_bytes > 0:
+                row = self._unfiltered.popleft()
+                stored = documents.get(txn, self._link.number, row.document_id)
+                found.append((row, stored))
+                room_rows -= 1
+                room_bytes -= 0 if stored is None else len(stored.body)
+        for row, stored in found:
+            self._ask_filter(row, stored)
+
     def _ask_filter(self, row: ChangeRow, stored: Stored | None) -> None:
         assert self._filter is not None
         assert self._tasks is not None
@@ -327,18 +357,23 @@ class Pusher:
         if isinstance(verdict, bool):
             self._judged(row, verdict)
         else:
+            body_bytes = len(stored.body)
             self._judging += 1
-            self._tasks.start_soon(self._await_verdict, row, verdict)
+            self._judging_bytes += body_bytes
+            self._tasks.start_soon(self._await_verdict, row, verdict, body_bytes)
 
-    async def _await_verdict(self, row: ChangeRow, verdict: Awaitable[bool]) -> None:
+    async def _await_verdict(
+        self, row: ChangeRow, verdict: Awaitable[bool], body_bytes: int
+    ) -> None:
         judged: bool | CallbackError
         try:
             judged = await verdict
         except CallbackError as exc:
             judged = exc
         self._judging -= 1
+        self._judging_bytes -= body_bytes
         self._judged(row, judged)
-        if self._judging == limits.FILTERED_AT_ONCE_MAX // 2:
+        if self._may_filter and self._judging <= limits.FILTERED_AT_ONCE_MAX // 2:
             self._link.pulse.notify()
 
     def _judged(self, row: ChangeRow, verdict: bool | CallbackError) -> None:
