@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Hashable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 
@@ -199,9 +199,7 @@ class Replicator:
         self._begun = True
         try:
             with self.configuration.database.services.running(self.request_stop) as self._service:
-                peer_key = self._expected_peer()
-                if peer_key is not None:
-                    self._claim(peer_key)
+                self._claim_target()
                 self._publish(ActivityLevel.CONNECTING)
                 task_status.started(self)
                 async with open_services() as services:
@@ -390,7 +388,7 @@ class Replicator:
             self._journal,
             on_activity=self._note_activity,
             on_healthy=self._note_healthy,
-            on_peer=self._claim,
+            on_peer=self._note_peer,
             now_s=lambda: int(self._now().timestamp()),
         )
 
@@ -405,19 +403,40 @@ class Replicator:
         with self.configuration.database.engine.read() as txn:
             return remotes.peer_at(txn, name) or name
 
+    def _claim_target(self) -> None:
+        """Claim what names the target for the whole run, and whom it is expected to lead to."""
+        if self.configuration.peer_name is not None:
+            self._claim(self.configuration.peer_name)
+        self._note_peer(self._expected_peer())
+
+    def _note_peer(self, peer_key: str | None) -> None:
+        """This is the peer from now on, None if nothing names it; others may have the one before.
+
+        It is still claimed when the connection ends, for the next one is likely to lead there too.
+        Raises ConfigurationError.
+        """
+        if peer_key is not None:
+            self._claim(peer_key)
+        before, self._peer_key = self._peer_key, peer_key
+        if before is not None and before not in (peer_key, self.configuration.peer_name):
+            assert self._service is not None
+            self._service.release(self._kind(before))
+
     def _claim(self, peer_key: str) -> None:
         """Be the only replicator of its kind with this peer. Raises ConfigurationError."""
-        configuration = self.configuration
-        collections = frozenset(collection.number for collection in configuration.collections)
-        kind = ("replicator", peer_key, collections, configuration.replicator_type)
         assert self._service is not None
-        if not self._service.claim(kind):
+        if not self._service.claim(self._kind(peer_key)):
             raise ConfigurationError(
                 "a replicator of these collections with this peer is running already, "
                 "in the same direction",
                 peer=peer_key,
             )
-        self._peer_key = peer_key
+
+    def _kind(self, peer_key: str) -> Hashable:
+        """What only one replicator with this peer may be."""
+        configuration = self.configuration
+        collections = frozenset(collection.number for collection in configuration.collections)
+        return "replicator", peer_key, collections, configuration.replicator_type
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self.configuration.database.engine.now_ns() / 10**9, UTC)

@@ -13,6 +13,8 @@ from trio.testing import wait_all_tasks_blocked
 
 import trio_p2p
 from trio_p2p import ActivityLevel, limits
+from trio_p2p.replication import passive
+from trio_p2p.replication.messages import CollectionsReply
 from trio_p2p.testing.databases import open_test_database
 from trio_p2p.testing.network import MemoryNetwork, open_network
 from trio_p2p.transport.memory import MemoryTransport, memory_transport_pair
@@ -54,6 +56,12 @@ async def open_pair(path: Path) -> AsyncIterator[Pair]:
 async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
     async with open_pair(tmp_path) as pair:
         yield pair
+
+
+async def stopped_with(config: trio_p2p.ReplicatorConfiguration) -> trio_p2p.ReplicatorStatus:
+    """What it says that stops by itself."""
+    async with trio_p2p.open_replicator(config) as replicator:
+        return await replicator.wait_for(STOPPED)
 
 
 # --- States in which it may be asked for something ------------------------------------------------
@@ -425,6 +433,73 @@ async def test_the_same_peer_by_another_name_is_noticed_when_it_is_met(
                 await trio_p2p.replicate(pair.configuration(target_id=name, continuous=False))
             assert not caught.value.retryable
             assert "running already" in str(caught.value)
+
+
+@pytest.mark.parametrize("target_id", [None, "the shop"])
+async def test_one_whose_target_leads_to_another_peer_leaves_the_peer_before_to_others(
+    pair: Pair, tmp_path: Path, autojump_clock: Any, target_id: str | None
+) -> None:
+    async with (
+        open_test_database(tmp_path / "stall.p2p") as stall,
+        open_network([stall.default_collection]) as to_stall,
+    ):
+        ways = [pair.network]
+        config = pair.configuration(target=lambda: ways[-1].connect(), target_id=target_id)
+        async with trio_p2p.open_replicator(config) as first:
+            await first.wait_for(IDLE)
+            ways.append(to_stall)
+            await pair.network.cut()
+            await first.wait_for(OFFLINE)
+            await first.wait_for(IDLE)
+            by_another_name = pair.configuration(target_id="another name")
+            async with trio_p2p.open_replicator(by_another_name) as second:
+                await second.wait_for(IDLE)
+                # Now each has its own peer, and its own target.
+                for taken in (to_stall, pair.network):
+                    third = pair.configuration(target=taken.connect, target_id=None)
+                    status = await stopped_with(third)
+                    assert "running already" in str(status.error)
+                if target_id is not None:
+                    with pytest.raises(trio_p2p.ConfigurationError):
+                        await trio_p2p.Replicator(config).run()
+                assert first.status.activity is second.status.activity is IDLE
+                # It may not come back where another one is now.
+                ways.append(pair.network)
+                await to_stall.cut()
+                status = await first.wait_for(STOPPED)
+                assert "running already" in str(status.error)
+
+
+async def test_one_whose_target_leads_to_a_peer_that_nothing_names_leaves_the_one_before_to_others(
+    pair: Pair, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = pair.configuration(target_id=None)
+    async with trio_p2p.open_replicator(config) as first:
+        await first.wait_for(IDLE)
+        with monkeypatch.context() as patch:
+            patch.setattr(passive, "CollectionsReply", lambda held, _: CollectionsReply(held, None))
+            await pair.network.cut()
+            await first.wait_for(OFFLINE)
+            await first.wait_for(IDLE)
+        async with trio_p2p.open_replicator(config) as second:
+            await second.wait_for(IDLE)
+
+
+async def test_between_its_attempts_a_peer_is_left_to_no_other(
+    pair: Pair, autojump_clock: Any
+) -> None:
+    async with (
+        open_network([pair.shop.default_collection]) as other_way,
+        trio_p2p.open_replicator(pair.configuration(target_id=None)) as first,
+    ):
+        await first.wait_for(IDLE)
+        pair.network.failure = REFUSED
+        await pair.network.cut()
+        await first.wait_for(OFFLINE)
+        status = await stopped_with(pair.configuration(target=other_way.connect, target_id=None))
+        assert "running already" in str(status.error)
+        pair.network.failure = None
+        await first.wait_for(IDLE)
 
 
 async def test_replicators_that_differ_in_direction_or_collections_run_at_once(

@@ -155,13 +155,13 @@ class ActiveSession:
         on_activity: Callable[[bool], None],
         on_healthy: Callable[[], None],
         now_s: Callable[[], int],
-        on_peer: Callable[[str], None] = lambda _: None,
+        on_peer: Callable[[str | None], None] = lambda _: None,
     ) -> None:
         """`on_activity` is told whether there is work at hand.
 
         `on_healthy` is told when nothing is left that a saved checkpoint does not cover, `on_peer`
-        what names the peer, before anything is replicated; it may refuse it by a TrioP2PError.
-        `now_s` is the wall clock in whole seconds. No callback may block.
+        what names the peer, None if nothing does, before anything is replicated; it may refuse it
+        by a TrioP2PError. `now_s` is the wall clock in whole seconds. No callback may block.
         """
         self._transport = transport
         self._plan = plan
@@ -410,9 +410,9 @@ class ActiveSession:
             raise ReplicationError(text, status=404)
         held = [checkpoint for checkpoint in reply.checkpoints if checkpoint is not None]
         known_key = self._peer_key(reply)
+        self._on_peer(known_key)
         remote = None
         if known_key is not None:
-            self._on_peer(known_key)
             if known_key != peer_key:
                 ids = self._checkpoint_ids(known_key)
                 held = await self._get_checkpoints(ids)

@@ -28,6 +28,11 @@ class Service:
         """Take a name that only one service at a time may have; whether it is this one's now."""
         return self._names.setdefault(name, self) is self
 
+    def release(self, name: Hashable) -> None:
+        """Let others take a name; has no effect on one that is not this service's."""
+        if self._names.get(name) is self:
+            del self._names[name]
+
 
 class Services:
     """The services of one database."""
@@ -58,8 +63,8 @@ class Services:
                 yield service
         finally:
             self._running.discard(service)
-            for name in [name for name, owner in self._names.items() if owner is service]:
-                del self._names[name]
+            for name in list(self._names):
+                service.release(name)
             self._ended.set()
             self._ended = trio.Event()
 

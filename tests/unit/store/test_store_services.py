@@ -115,6 +115,18 @@ async def test_a_name_is_claimed_by_one_service_at_a_time(path):
             assert third.claim("name")
 
 
+async def test_a_name_that_was_released_may_be_claimed_by_others(path):
+    async with open_test_database(path) as database:
+        services = database.services
+        with services.running(lambda: None) as first, services.running(lambda: None) as second:
+            first.claim("name")
+            second.release("name")
+            assert not second.claim("name")
+            first.release("name")
+            assert second.claim("name")
+            assert not first.claim("name")
+
+
 async def test_what_a_service_raises_leaves_as_it_was_and_frees_its_names(path):
     def fail(database):
         with database.services.running(lambda: None) as service:
