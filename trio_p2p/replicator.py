@@ -21,6 +21,7 @@ from trio_p2p.errors import (
     ReplicationError,
     TrioP2PError,
 )
+from trio_p2p.model.sequence_set import SequenceSet
 from trio_p2p.replication.backoff import attempt_wait_s
 from trio_p2p.replication.connector import (
     Access,
@@ -79,6 +80,9 @@ class Replicator:
         self._attempt_scope: trio.CancelScope | None = None
         self._session: ActiveSession | None = None
         self._peer_key: str | None = None
+        # What was done at that peer when the last connection ended, by the numbers of collections:
+        # nothing else tells it if nothing names the peer.
+        self._done_there: dict[int, SequenceSet] = {}
         self._healthy = False
         self._names_collections = True
         self._may_change_naming = True
@@ -278,7 +282,10 @@ class Replicator:
         else:
             raise CollectionNotFoundError("the collection is not replicated", name=str(collection))
         done = None if self._session is None else self._session.done(collection)
-        return Pending(plan, self._expected_peer(), done)
+        peer_key = self._expected_peer()
+        if done is None and peer_key is None:
+            done = self._done_there.get(collection.number)
+        return Pending(plan, peer_key, done)
 
     async def _supervise(self) -> None:
         failures = 0
@@ -350,9 +357,18 @@ class Replicator:
             logger.exception("a replication failed in an unexpected way")
             raise ReplicationError(f"the replication failed unexpectedly: {exc!r}") from exc
         finally:
+            if self._session is not None:
+                self._remember_done(self._session)
             self._session = None
             self._attempt_scope = None
         return done
+
+    def _remember_done(self, session: ActiveSession) -> None:
+        """Keep what a session knows to be done, unless it has not met the peer."""
+        for collection in self.configuration.collections:
+            done = session.done(collection)
+            if done is not None:
+                self._done_there[collection.number] = done
 
     def _connect(self) -> AbstractAsyncContextManager[Connected]:
         configuration = self.configuration
@@ -417,6 +433,7 @@ class Replicator:
         """
         if peer_key is not None:
             self._claim(peer_key)
+        self._done_there.clear()
         before, self._peer_key = self._peer_key, peer_key
         if before is not None and before not in (peer_key, self.configuration.peer_name):
             assert self._service is not None

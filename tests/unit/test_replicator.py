@@ -12,6 +12,8 @@ import trio.testing
 
 import trio_p2p
 from trio_p2p import ActivityLevel
+from trio_p2p.replication import passive
+from trio_p2p.replication.messages import CollectionsReply
 from trio_p2p.testing.databases import open_test_database
 from trio_p2p.testing.network import MemoryNetwork, open_network
 
@@ -220,6 +222,74 @@ async def test_what_is_pending_at_a_peer_without_a_name_is_known_without_a_conne
             await replicator.stop()
         assert replicator.pending_document_ids(notes) == {"new"}
         assert not replicator.is_document_pending(notes, "sent")
+
+
+def hide_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on listeners do not tell who they are."""
+    monkeypatch.setattr(passive, "CollectionsReply", lambda held, _: CollectionsReply(held, None))
+
+
+@pytest.mark.parametrize("graceful", [True, False])
+async def test_what_is_pending_at_a_peer_that_nothing_names_is_known_after_the_connection(
+    tmp_path: Path, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch, graceful: bool
+) -> None:
+    hide_names(monkeypatch)
+    async with open_peers(tmp_path) as (_, till, network):
+        notes = till.default_collection
+        await notes.put("sent", {})
+        replicator = trio_p2p.Replicator(configuration(till, network))
+        assert replicator.pending_document_ids(notes) == {"sent"}
+        async with trio.open_nursery() as nursery:
+            await nursery.start(replicator.run)
+            await replicator.wait_for(ActivityLevel.IDLE)
+            if graceful:
+                replicator.suspend()
+            else:
+                await network.cut()
+            await replicator.wait_for(ActivityLevel.OFFLINE)
+            await notes.put("new", {})
+            assert replicator.pending_document_ids(notes) == {"new"}
+            # Nobody knows yet who is there now.
+            network.silent = True
+            replicator.resume()
+            await replicator.wait_for(ActivityLevel.CONNECTING)
+            await trio.testing.wait_all_tasks_blocked()
+            assert replicator.pending_document_ids(notes) == {"new"}
+            await replicator.stop()
+        assert replicator.pending_document_ids(notes) == {"new"}
+        assert not replicator.is_document_pending(notes, "sent")
+        # Another one has not met it.
+        other = trio_p2p.Replicator(configuration(till, network))
+        assert other.pending_document_ids(notes) == {"new", "sent"}
+
+
+@pytest.mark.parametrize("is_first_nameless", [True, False])
+async def test_what_one_peer_has_is_pending_at_the_next_one_that_nothing_names(
+    tmp_path: Path,
+    autojump_clock: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    is_first_nameless: bool,
+) -> None:
+    async with (
+        open_peers(tmp_path) as (_, till, network),
+        open_test_database(tmp_path / "stall.p2p") as stall,
+        open_network([stall.default_collection], read_only=True) as to_stall,
+    ):
+        notes = till.default_collection
+        await notes.put("sent", {})
+        ways = [network]
+        config = configuration(till, network, target=lambda: ways[-1].connect())
+        if is_first_nameless:
+            hide_names(monkeypatch)
+        async with trio_p2p.open_replicator(config) as replicator:
+            await replicator.wait_for(ActivityLevel.IDLE)
+            assert replicator.pending_document_ids(notes) == frozenset()
+            hide_names(monkeypatch)
+            ways.append(to_stall)
+            await network.cut()
+            # It takes nothing.
+            await replicator.wait_for(ActivityLevel.STOPPED)
+            assert replicator.pending_document_ids(notes) == {"sent"}
 
 
 async def test_a_replicator_runs_once(tmp_path: Path, autojump_clock: Any) -> None:
