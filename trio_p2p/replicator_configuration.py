@@ -100,6 +100,10 @@ class ReplicatorConfiguration:
         check_types(self, ReplicatorConfiguration)
         if isinstance(self.target, str):
             Endpoint.parse(self.target)
+        try:
+            (self.target_id or "").encode()
+        except UnicodeEncodeError as exc:
+            raise ConfigurationError("target_id must be valid Unicode") from exc
         if not self.collections:
             raise ConfigurationError("a replicator needs one collection or more")
         if len({collection.database for collection in self.collections}) > 1:

@@ -21,6 +21,7 @@ from trio_p2p.testing.databases import open_test_database
         {"collections": []},
         {"target": "http://127.0.0.1/shop"},
         {"target": "wss://ann:s3cret@127.0.0.1/shop"},
+        {"target_id": "the shop\udc00"},
         {"heartbeat": 0},
         {"max_attempts": 0},
         {"max_attempt_wait": -1},
