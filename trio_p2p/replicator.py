@@ -313,11 +313,12 @@ class Replicator:
                 self._names_collections = not self._names_collections
                 self._may_change_naming = False
                 continue
+            if self._ending or self._resumed:
+                continue  # It was to end: how it did says nothing of the next attempt.
             failures = 1 if self._healthy else failures + 1
             if not self._error.retryable or failures >= self._attempts_max:
                 return
-            if not self._ending:
-                await self._back_off(failures)
+            await self._back_off(failures)
 
     async def _back_off(self, failures: int) -> None:
         """Stay offline for a while, unless something else is asked for."""

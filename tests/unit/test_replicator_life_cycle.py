@@ -385,6 +385,43 @@ async def test_after_resuming_as_many_attempts_may_fail_as_at_the_start(
     assert len(pair.network.attempted_at) == 1 + 3
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_an_attempt_that_suspending_cuts_off_has_not_failed(
+    pair: Pair, autojump_clock: Any, at_once: bool
+) -> None:
+    async def fail_when_cut() -> trio.abc.Stream:
+        try:
+            return await never()
+        finally:
+            raise OSError("closed while connecting")
+
+    dials = iter([fail_when_cut, pair.network.connect])
+    config = pair.configuration(target=lambda: next(dials)(), max_attempts=1)
+    async with trio_p2p.open_replicator(config) as replicator:
+        await wait_all_tasks_blocked()
+        replicator.suspend()
+        if not at_once:
+            await replicator.wait_for(OFFLINE)
+        replicator.resume()
+        await replicator.wait_for(IDLE)
+
+
+async def test_one_whose_connection_is_lost_while_it_is_suspended_may_be_resumed(
+    pair: Pair, autojump_clock: Any
+) -> None:
+    settings: dict[str, Any] = {"max_attempts": 1}
+    await reach_busy(pair, settings)
+    async with trio_p2p.open_replicator(pair.configuration(**settings)) as replicator:
+        await replicator.wait_for(BUSY)
+        await wait_all_tasks_blocked()
+        replicator.suspend()
+        await pair.network.cut()
+        status = await replicator.wait_for(OFFLINE)
+        assert status.error is not None
+        replicator.resume()
+        await replicator.wait_for(BUSY)
+
+
 # --- Running at all ------------------------------------------------------------------------------
 
 
