@@ -261,6 +261,9 @@ FILTERED_BYTES_MAX: Final = 64 * MIB
 # blobs sent at once on one connection, each of which has a file open and a part in memory.
 BLOBS_FETCHED_AT_ONCE: Final = 4
 BLOBS_SENT_AT_ONCE: Final = 8
+# How long nothing may come of a blob before another session that wants it goes on with it. Some
+# links bring less than a frame in that time; where these are the only ones, it doubles.
+BLOB_PATIENCE_S: Final = 10.0
 # A checkpoint is saved this long after it changed, or after this many completed documents: what a
 # crash may cause to be offered again.
 CHECKPOINT_INTERVAL_S: Final = 1.0

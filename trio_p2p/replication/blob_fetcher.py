@@ -114,13 +114,7 @@ class BlobFetcher:
 
     async def _fetch(self, wanted: _Wanted) -> None:
         try:
-            async with self._link.engine.blobs.receive(wanted.sha1) as incoming:
-                if incoming is not None:
-                    failure = await self._receive(wanted, incoming)
-                elif self._foreign([wanted.sha1]):
-                    failure = await self._compare(wanted)
-                else:
-                    failure = None
+            failure = await self._get(wanted)
         except PeerError as exc:
             failure = RevisionOutcome(exc.code, f"no blob: {exc.text}", retryable=True)
         except StoreError as exc:
@@ -129,6 +123,21 @@ class BlobFetcher:
         for waiting in self._waiting.pop(wanted.sha1):
             waiting.settle(wanted.sha1, failure)
         self._link.pulse.notify()
+
+    async def _get(self, wanted: _Wanted) -> RevisionOutcome | None:
+        """See to it that a blob is here. Returns what failed.
+
+        Another session that receives it is waited for, and so is one that goes on with it because
+        it came too slowly here. Each time there is more patience with the other one, so that slow
+        peers do not take a blob from each other for ever.
+        """
+        patience_s = limits.BLOB_PATIENCE_S
+        while True:
+            async with self._link.engine.blobs.receive(wanted.sha1, patience_s) as incoming:
+                if incoming is not None:
+                    return await self._receive(wanted, incoming)
+                return await self._compare(wanted) if self._foreign([wanted.sha1]) else None
+            patience_s *= 2
 
     async def _receive(self, wanted: _Wanted, incoming: IncomingBlob) -> RevisionOutcome | None:
         """Receive a blob, whole or what is missing of it. Returns what failed."""

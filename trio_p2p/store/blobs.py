@@ -29,6 +29,7 @@ from trio_p2p.errors import (
 from trio_p2p.model.blob import format_digest, parse_digest
 from trio_p2p.store import files
 from trio_p2p.store.blob_files import UnfinishedBlob
+from trio_p2p.store.turns import LosableTurn
 
 if TYPE_CHECKING:
     from trio_p2p.store.engine import Engine
@@ -122,7 +123,7 @@ class _Content:
     def __init__(self, engine: Engine, sha1: bytes) -> None:
         self.engine = engine
         self.sha1 = sha1
-        self.receiving = trio.Lock()
+        self.receiving = LosableTurn()
 
     async def read(self) -> bytes:
         return await self._run(self._read)
@@ -174,10 +175,9 @@ class _Content:
 class IncomingBlob:
     """A blob that comes from elsewhere; `Blobs.receive` makes one."""
 
-    def __init__(self, unfinished: UnfinishedBlob, engine: Engine, sha1: bytes) -> None:
+    def __init__(self, unfinished: UnfinishedBlob, content: _Content) -> None:
         self._unfinished = unfinished
-        self._engine = engine
-        self._sha1 = sha1
+        self._content = content
 
     @property
     def length(self) -> int:
@@ -194,15 +194,16 @@ class IncomingBlob:
 
     async def finish(self) -> bool:
         """Keep it if it is what its digest says, durably; else drop it. Raises StoreError."""
-        if self._unfinished.sha1 != self._sha1:
+        if self._unfinished.sha1 != self._content.sha1:
             await self._run(self._unfinished.discard)
             return False
         await self._run(self._unfinished.finish)
         return True
 
     async def _run(self, function: Callable[..., object], *args: object) -> None:
-        with _disk_failures(self._engine):
-            await self._engine.run_aside(function, *args)
+        with _disk_failures(self._content.engine):
+            await self._content.engine.run_aside(function, *args)
+        self._content.receiving.move()
 
 
 class Blobs:
@@ -237,24 +238,30 @@ class Blobs:
         return self._content(sha1).open(start)
 
     @asynccontextmanager
-    async def receive(self, sha1: bytes) -> AsyncIterator[IncomingBlob | None]:
+    async def receive(
+        self, sha1: bytes, patience_s: float = limits.BLOB_PATIENCE_S
+    ) -> AsyncIterator[IncomingBlob | None]:
         """Save a blob that comes from elsewhere; None if it is here already.
 
         What has come when the block is left without `finish` is kept and gone on with next time.
-        Only one task at a time receives a blob; others wait for it.
+        Only one task at a time receives a blob. Others wait for it, until nothing has come for
+        `patience_s`: then one of them goes on with what is there, and the block of the first one is
+        cut off and ends without an error.
 
         Raises: StoreError. Cancelling: safe.
         """
         content = self._content(sha1)
-        async with content.receiving:
-            files = self._engine.blob_files
-            if files.has(sha1):
-                yield None
-                return
-            with _disk_failures(self._engine):
-                unfinished = await self._engine.run_aside(files.resume, sha1)
-            with unfinished:
-                yield IncomingBlob(unfinished, self._engine, sha1)
+        files = self._engine.blob_files
+        async with content.receiving.take(patience_s):
+            is_here = files.has(sha1)
+            if not is_here:
+                with _disk_failures(self._engine):
+                    unfinished = await self._engine.run_aside(files.resume, sha1)
+                with unfinished:
+                    content.receiving.move()
+                    yield IncomingBlob(unfinished, content)
+        if is_here:
+            yield None
 
     async def save(self, data: bytes | AsyncIterable[bytes], content_type: str) -> Blob:
         """As `Database.save_blob`."""

@@ -5,8 +5,11 @@ than a window.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from contextlib import asynccontextmanager, suppress
+from functools import partial
+from itertools import chain, repeat
 
 import orjson
 import pytest
@@ -198,6 +201,70 @@ async def test_what_had_come_of_a_blob_is_not_sent_again(
             break
     assert await receiver.default_collection.get("a")["blob"].read() == content
     assert received == len(content)
+
+
+@pytest.fixture
+async def elsewhere(tmp_path):
+    """Another passive side."""
+    async with open_test_database(tmp_path / "elsewhere", clock=clock) as database:
+        yield database
+
+
+async def share_a_blob(content, *databases):
+    """Save it in several databases, each with a document of its own that names it."""
+    for number, database in enumerate(databases):
+        blob = await database.save_blob(content)
+        await database.default_collection.put(f"d{number}", {"blob": blob})
+
+
+async def test_a_blob_that_stalls_is_gone_on_with_from_another_peer(
+    here, there, elsewhere, autojump_clock
+):
+    content = os.urandom(1_500_000)
+    await share_a_blob(content, there, elsewhere)
+    delays_s = chain([0] * 60, repeat(math.inf))
+    stalling = partial(sync, here, there, faults=Faults(delay_s=partial(next, delays_s)))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(stalling, push=False))
+        await wait_all_tasks_blocked()
+        begun_at = trio.current_time()
+        sides = await sync(here, elsewhere, push=False)
+        took_s = trio.current_time() - begun_at
+        nursery.cancel_scope.cancel()
+    assert took_s < 2 * limits.BLOB_PATIENCE_S
+    assert await here.default_collection.get("d1")["blob"].read() == content
+    # What had come before it stalled is not fetched again.
+    assert sides.active.statistics().blob_bytes_received < len(content)
+
+
+async def test_slow_peers_do_not_take_a_blob_from_each_other_for_ever(
+    here, there, elsewhere, autojump_clock
+):
+    await share_a_blob(os.urandom(50_000), there, elsewhere)
+    slow = Faults(delay_s=lambda: 1.5 * limits.BLOB_PATIENCE_S)
+    async with trio.open_nursery() as nursery:
+        for passive in (there, elsewhere):
+            nursery.start_soon(partial(sync, here, passive, faults=slow, push=False))
+    assert here.default_collection.count == 2
+
+
+async def test_a_blob_that_two_peers_have_is_fetched_from_one(
+    here, there, elsewhere, autojump_clock
+):
+    content = os.urandom(1_500_000)
+    await share_a_blob(content, there, elsewhere)
+    received = []
+
+    async def pull(passive):
+        # It takes far longer than the patience of either.
+        sides = await sync(here, passive, faults=Faults(delay_s=lambda: 1), push=False)
+        received.append(sides.active.statistics().blob_bytes_received)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pull, there)
+        nursery.start_soon(pull, elsewhere)
+    assert here.default_collection.count == 2
+    assert sorted(received) == [0, len(content)]
 
 
 @asynccontextmanager

@@ -329,6 +329,25 @@ async def test_a_blob_is_received_by_one_at_a_time(db, path):
     assert sorted(missing for _, missing in order) == [False, True]
 
 
+async def test_a_blob_of_which_no_more_comes_is_gone_on_with_by_one_that_waits(db, autojump_clock):
+    async def stall():
+        async with db.engine.blobs.receive(WHOLE_SHA1) as incoming:
+            await incoming.write(WHOLE[:1000])
+            await trio.sleep_forever()
+        # Cut off; and by now, or soon, it is here.
+        async with db.engine.blobs.receive(WHOLE_SHA1) as incoming:
+            assert incoming is None
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stall)
+        await trio.testing.wait_all_tasks_blocked()
+        async with db.engine.blobs.receive(WHOLE_SHA1, patience_s=5) as incoming:
+            assert trio.current_time() == 5
+            assert incoming.length == 1000
+            await incoming.write(WHOLE[1000:])
+            assert await incoming.finish()
+
+
 async def test_a_blob_that_was_begun_and_left_is_dropped_after_an_hour(db, path, wall):
     async with db.engine.blobs.receive(WHOLE_SHA1) as incoming:
         await incoming.write(b"some")

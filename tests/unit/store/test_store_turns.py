@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trio_p2p.store.turns import Turns
+from trio_p2p.store.turns import LosableTurn, Turns
 
 
 @pytest.fixture
@@ -66,4 +68,103 @@ async def test_who_is_cancelled_or_fails_leaves_the_turn_to_others(holds):
             raise ZeroDivisionError
     with trio.fail_after(5):
         async with holds.turns.take("a"):
+            pass
+
+
+class Race:
+    """Tasks that take a turn one after the other, and what became of each: when, and how."""
+
+    def __init__(self, nursery):
+        self.turn = LosableTurn()
+        self.told = []
+        self._nursery = nursery
+
+    async def enter(self, name, *, patience_s=5, moves_s=(), done_after_s=math.inf):
+        """Start one, which gets further at these times after it got the turn."""
+        self._nursery.start_soon(self._hold, name, patience_s, moves_s, done_after_s)
+        await wait_all_tasks_blocked()
+
+    async def _hold(self, name, patience_s, moves_s, done_after_s):
+        async with self.turn.take(patience_s):
+            self.told.append((name, "begins", trio.current_time()))
+            begun_at = trio.current_time()
+            for move_s in moves_s:
+                await trio.sleep_until(begun_at + move_s)
+                self.turn.move()
+            await trio.sleep_until(begun_at + done_after_s)
+            self.told.append((name, "is done", trio.current_time()))
+
+
+@pytest.fixture
+def race(nursery):
+    return Race(nursery)
+
+
+async def test_who_gets_no_further_loses_the_turn_to_one_that_waits(race, autojump_clock):
+    await race.enter("stuck", moves_s=[0, 3, 6])
+    await race.enter("next", done_after_s=1)
+    await trio.sleep(100)
+    assert race.told == [("stuck", "begins", 0), ("next", "begins", 11), ("next", "is done", 12)]
+
+
+async def test_one_that_waits_longer_than_its_patience_takes_the_turn_at_once(race, autojump_clock):
+    await race.enter("stuck", moves_s=[0])
+    await trio.sleep(50)
+    await race.enter("next", done_after_s=1)
+    await trio.sleep(100)
+    assert race.told[1:] == [("next", "begins", 50), ("next", "is done", 51)]
+
+
+async def test_who_begins_late_and_gets_no_further_loses_the_turn_too(race, autojump_clock):
+    await race.enter("stuck", moves_s=[7])
+    await race.enter("next")
+    await trio.sleep(100)
+    assert race.told[1:] == [("next", "begins", 12)]
+
+
+@pytest.mark.parametrize("moves_s", [(), range(0, 100, 4)], ids=["not begun", "slow"])
+async def test_who_gets_further_or_has_not_begun_to_keeps_the_turn(race, moves_s, autojump_clock):
+    await race.enter("first", moves_s=moves_s, done_after_s=100)
+    await race.enter("next")
+    await trio.sleep(200)
+    assert race.told[1:] == [("first", "is done", 100), ("next", "begins", 100)]
+
+
+async def test_nobody_loses_a_turn_that_nobody_waits_for(race, autojump_clock):
+    await race.enter("stuck", moves_s=[0], done_after_s=1_000)
+    await trio.sleep(1_001)
+    assert race.told[-1] == ("stuck", "is done", 1_000)
+
+
+async def test_who_lost_the_turn_comes_after_who_waited(race, autojump_clock):
+    order = []
+
+    async def get_stuck_twice(name):
+        for _ in range(2):
+            async with race.turn.take(5):
+                order.append(name)
+                race.turn.move()
+                await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        for name in "ab":
+            nursery.start_soon(get_stuck_twice, name)
+            await wait_all_tasks_blocked()
+        await trio.sleep(100)
+        nursery.cancel_scope.cancel()
+    assert order == ["a", "b", "a", "b"]
+
+
+async def test_who_fails_with_a_turn_that_may_be_lost_leaves_it_to_others(race, autojump_clock):
+    turn = race.turn
+    with trio.move_on_after(1):
+        async with turn.take(5):
+            turn.move()
+            await trio.sleep_forever()
+    with pytest.raises(ZeroDivisionError):
+        async with turn.take(5):
+            raise ZeroDivisionError
+    await trio.sleep(100)
+    with trio.fail_after(1):
+        async with turn.take(5):
             pass
