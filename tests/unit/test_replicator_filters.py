@@ -196,27 +196,33 @@ async def test_a_filter_that_never_returns_holds_up_neither_others_nor_the_stop(
     assert isinstance(event.error, trio_p2p.CallbackError)
 
 
+class Slow:
+    """A filter that takes a second for each document, and counts how many it has at once."""
+
+    def __init__(self, refused: str | None = None) -> None:
+        self.refused = refused
+        self.asked = self.most = 0
+
+    async def __call__(self, document: trio_p2p.Document, flags: DocumentFlags) -> bool:
+        self.asked += 1
+        self.most = max(self.most, self.asked)
+        await trio.sleep(1)
+        self.asked -= 1
+        return document.id != self.refused
+
+
 async def test_not_too_many_documents_are_put_to_a_slow_filter_at_once(
     pair: Pair, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "FILTERED_AT_ONCE_MAX", 10)
     monkeypatch.setattr(limits, "CHANGES_PER_MESSAGE_MAX", 4)
-    asked = most = 0
-
-    async def check(document: trio_p2p.Document, flags: DocumentFlags) -> bool:
-        nonlocal asked, most
-        asked += 1
-        most = max(most, asked)
-        await trio.sleep(1)
-        asked -= 1
-        return True
-
+    check = Slow()
     async with pair.till.default_collection.batch() as batch:
         for number in range(100):
             batch.put(f"doc-{number}", {})
     result = await trio_p2p.replicate(filtered(pair, push_filter=check))
     assert result.documents_pushed == 100
-    assert 10 <= most < 10 + 4
+    assert 10 <= check.most < 10 + 4
 
 
 async def test_not_too_large_documents_are_put_to_a_slow_filter_at_once(
@@ -224,20 +230,11 @@ async def test_not_too_large_documents_are_put_to_a_slow_filter_at_once(
 ) -> None:
     monkeypatch.setattr(limits, "FILTERED_BYTES_MAX", 5_000)
     monkeypatch.setattr(limits, "SCAN_SLICE_BYTES", 1)
-    asked = most = 0
-
-    async def check(document: trio_p2p.Document, flags: DocumentFlags) -> bool:
-        nonlocal asked, most
-        asked += 1
-        most = max(most, asked)
-        await trio.sleep(1)
-        asked -= 1
-        return document.id != "doc-7"
-
+    check = Slow(refused="doc-7")
     await put_many(pair.till, 20, 2_000)
     result = await trio_p2p.replicate(filtered(pair, push_filter=check))
     assert result.documents_pushed == 19
-    assert most == 3
+    assert check.most == 3
 
 
 class Turns(trio.abc.Instrument):
