@@ -127,7 +127,7 @@ class RemoteSequences:
             return
         if in_order:
             self._offered = sequence
-        elif not _is_ahead(sequence, self._offered):
+        elif sequence == self._offered or is_behind(sequence, self._offered):
             return
         if len(self._gaps) >= limits.SEQUENCE_GAPS_MAX:
             self._is_full = True
@@ -154,7 +154,7 @@ class RemoteSequences:
             gap.behind.before = before
         before.done = gap.done or (sequence if gap.in_order else before.done)
         done = before.done
-        if before is self._start and done is not None and not _is_behind(done, self.reached):
+        if before is self._start and done is not None and not is_behind(done, self.reached):
             self.reached = done
 
 
@@ -169,18 +169,11 @@ class _Gap:
     in_order: bool = True
 
 
-def _is_ahead(sequence: RemoteSequence, offered: RemoteSequence | None) -> bool:
-    """Whether the feed has yet to come to a sequence, as far as can be told."""
-    if not sequence.isdecimal():
+def is_behind(sequence: RemoteSequence, other: RemoteSequence | None) -> bool:
+    """Whether a sequence is known to come before another one, if there is one."""
+    if other is None or not (sequence.isdecimal() and other.isdecimal()):
         return False
-    return offered is None or (offered.isdecimal() and int(offered) < int(sequence))
-
-
-def _is_behind(sequence: RemoteSequence, reached: RemoteSequence | None) -> bool:
-    """Whether a sequence lies behind what was reached before, such as one that is offered again."""
-    if reached is None or not (sequence.isdecimal() and reached.isdecimal()):
-        return False
-    return int(sequence) < int(reached)
+    return int(sequence) < int(other)
 
 
 def _sequence_text(value: Any) -> RemoteSequence:

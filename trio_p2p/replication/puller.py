@@ -13,7 +13,7 @@ from trio_p2p import limits
 from trio_p2p.errors import ClockSkewError, PeerError, RemoteProtocolError, TrioP2PError
 from trio_p2p.ids import DocumentID
 from trio_p2p.model.version import RevisionID, Version
-from trio_p2p.replication.checkpoint import RemoteSequences
+from trio_p2p.replication.checkpoint import RemoteSequences, is_behind
 from trio_p2p.replication.deltas import STATUS_UNPROCESSABLE
 from trio_p2p.replication.filters import Filter
 from trio_p2p.replication.inserter import STATUS_LATER, STATUS_REJECTED, Inserter, Insertion
@@ -328,20 +328,21 @@ class Puller:
 
     def _note_failed(self, document_id: DocumentID, sequence: RemoteSequence) -> None:
         """To be asked for again: in this session, or with too many of them, in the next one."""
-        earlier = self._failed.get(document_id)
-        if earlier is None:
+        before = self._failed.get(document_id)
+        if before is None:
             if len(self._failed) < limits.SEQUENCE_GAPS_MAX:
                 self._failed[document_id] = sequence
-        elif earlier != sequence and self._sequences.is_open(sequence):
+        elif is_behind(before, sequence) and self._sequences.is_open(sequence):
             # This revision takes the place of the one that failed before.
             self._failed[document_id] = sequence
-            self._sequences.complete(earlier)
+            self._sequences.complete(before)
 
     def _complete(self, document_id: DocumentID, sequence: RemoteSequence) -> None:
         """A revision of a document is here, or will not be asked for again."""
         self._sequences.complete(sequence)
-        failed = self._failed.pop(document_id, None)
-        if failed is not None:
-            # The revision that failed was superseded by this one, or is this one.
+        failed = self._failed.get(document_id)
+        if failed is not None and (failed == sequence or is_behind(failed, sequence)):
+            # The revision that failed is this one, or was superseded by it.
+            del self._failed[document_id]
             self._sequences.complete(failed)
             self._link.journal.recovered(self._link.collection, document_id)

@@ -244,6 +244,39 @@ async def test_of_a_document_that_fails_again_and_again_the_last_failure_is_open
     assert (pull.sequences.reached, pull.puller.has_failed) == ("3", False)
 
 
+async def test_an_older_revision_that_comes_late_leaves_the_failure_of_a_newer_one_open(pull):
+    """As when a filter or a blob held it up."""
+    await pull.offer(("1", "d", revision(1)))
+    await fail(pull, "2", revision(2))
+    await pull.send("1", "d", revision(1))
+    assert (pull.sequences.reached, pull.puller.has_failed) == ("1", True)
+
+
+async def test_an_older_revision_that_fails_late_leaves_the_failure_of_a_newer_one_open(
+    pull, nursery
+):
+    await pull.offer(("1", "d", revision(1)))
+    await fail(pull, "2", revision(2))
+    await pull.withhold("1", "d", 503)
+    nursery.start_soon(pull.puller.retry_failed)
+    await wait_all_tasks_blocked()
+    await pull.offer(("2", "d", revision(2)))
+    await pull.withhold("2", "d", 503)
+    await pull.offer()
+    assert (pull.sequences.reached, pull.puller.has_failed) == (None, True)
+
+
+async def test_what_the_feed_offers_of_a_fetched_document_is_open_however_sequences_look(
+    pull, nursery
+):
+    await pull.offer(('"1:1"', "a", revision()))
+    await pull.send('"1:1"', "a", revision())
+    await fetch(pull, nursery, "d")
+    await pull.offer(('"1:5"', "d", revision()), ('"1:6"', "x", revision()))
+    await pull.send('"1:6"', "x", revision())
+    assert pull.sequences.reached == '"1:1"'
+
+
 async def test_a_failure_stays_open_if_the_one_after_it_could_not_be_taken_note_of(
     pull, monkeypatch
 ):
