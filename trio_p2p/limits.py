@@ -294,9 +294,6 @@ FETCHED_DOCUMENTS_MAX: Final = 1_000
 # What is remembered of a peer that nothing names: documents of which several quick edits need not
 # be refused first.
 NOTED_DOCUMENTS_MAX: Final = 10_000
-# Documents with conflicts that a session remembers from its start: with more, everything that it
-# pulls is proposed to the peer that it came from, which answers that it is held.
-DOUBTED_DOCUMENTS_MAX: Final = 10_000
 # Document events kept for a subscriber that comes late.
 DOCUMENT_EVENTS_MAX: Final = 10_000
 COLLECTIONS_PER_CONNECTION_MAX: Final = 1_000

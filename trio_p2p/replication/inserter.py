@@ -27,7 +27,7 @@ from trio_p2p.replication.filters import Filter
 from trio_p2p.replication.knowledge import RemoteKnowledge
 from trio_p2p.replication.link import Link
 from trio_p2p.replication.messages import RevisionOutcome, SentRevision
-from trio_p2p.store import bases, blob_uses, conflicts, documents
+from trio_p2p.store import bases, blob_uses, conflicts, documents, remotes
 from trio_p2p.store.blobs import Blob
 from trio_p2p.store.transaction import WriteTransaction
 
@@ -275,6 +275,7 @@ class Inserter:
                 bases.drop_unneeded(txn, *place)
             return Insertion(RevisionOutcome(), conflicted=True)
         self._put(txn, sent, settled)
+        remotes.forget_revision(txn, self._link.number, sent.document_id, settled.id)
         return Insertion(RevisionOutcome())
 
     def _know(self, txn: WriteTransaction, sent: SentRevision) -> None:

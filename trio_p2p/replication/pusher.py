@@ -56,8 +56,6 @@ class Pusher:
         self._checkpointer = checkpointer
         self._done = done = checkpointer.checkpoint.local
         self._started_at = link.collection.last_sequence
-        # What waits for a resolver was learned before that, of these or, if None, of any document.
-        self._doubted = _documents_in_conflict(link)
         self._pulling = pulling
         self._document_ids = document_ids
         self._tasks: trio.Nursery | None = None
@@ -312,14 +310,16 @@ class Pusher:
         """Whether the peer has this very revision: recognised by version, never by document.
 
         What an earlier session learned counts as far as the peer's checkpoint vouches for it: the
-        peer may have lost what it had after that. A resolver may keep such a revision now.
+        peer may have lost what it had after that. What it learned of a revision that is stored anew
+        was forgotten then.
         """
         if known != row.revision_id:
             return False
-        if row.sequence <= self._checkpointer.seen or self._knowledge.is_fresh(row.document_id):
-            return True
-        doubted = self._doubted is None or row.document_id in self._doubted
-        return row.sequence > self._started_at and not doubted
+        return (
+            row.sequence <= self._checkpointer.seen
+            or row.sequence > self._started_at
+            or self._knowledge.is_fresh(row.document_id)
+        )
 
     # --- The filter ------------------------------------------------------------------------------
 
@@ -542,14 +542,6 @@ def _row(document_id: DocumentID, stored: Stored) -> ChangeRow:
     return ChangeRow(
         stored.sequence, document_id, revision.id, revision.deleted, len(revision.body)
     )
-
-
-def _documents_in_conflict(link: Link) -> frozenset[DocumentID] | None:
-    """Those whose conflicts are not resolved; None: too many to tell."""
-    most = limits.DOUBTED_DOCUMENTS_MAX
-    with link.engine.read() as txn:
-        found = conflicts.documents(txn, link.number, None, most + 1)
-    return None if len(found) > most else frozenset(found)
 
 
 def _proposal(row: ChangeRow, parent: RevisionID | None) -> Proposal:

@@ -35,7 +35,7 @@ from trio_p2p.model.conflict import (
 from trio_p2p.model.document import EMPTY_BODY, Document, Revision, Stored
 from trio_p2p.model.version import Version
 from trio_p2p.replication.link import Link
-from trio_p2p.store import bases, conflicts, documents
+from trio_p2p.store import bases, conflicts, documents, remotes
 from trio_p2p.store.transaction import WriteTransaction
 
 # What came from older peers names blobs there.
@@ -64,12 +64,16 @@ class Resolver:
     whose resolver fails stays in the store and is asked about at the next start.
     """
 
-    def __init__(self, link: Link, resolver: ConflictResolver) -> None:
+    def __init__(self, link: Link, resolver: ConflictResolver, *, remote: int = 0) -> None:
+        """`remote` is the number of the peer that the conflicts are added from."""
         self._link = link
         self._resolver = resolver
+        self._remote = remote
         # A dict keeps the order, and each document once.
         self._waiting: dict[DocumentID, None] = {}
         self._working: set[DocumentID] = set()
+        # Those that this peer has sent a revision of, not an earlier session's.
+        self._added: set[DocumentID] = set()
         # Those that stand in the store behind this one are yet to be found; None: all of them.
         self._after: DocumentID | None = None
         self._is_looking = False
@@ -85,6 +89,7 @@ class Resolver:
         """A conflict of this document was stored."""
         if len(self._waiting) < limits.SCAN_SLICE_ROWS:
             self._waiting[document_id] = None
+            self._added.add(document_id)
         else:
             # They stand in the store: memory need not hold them all.
             self.find_existing()
@@ -139,6 +144,7 @@ class Resolver:
                 await self._resolve(document_id)
         finally:
             self._working.discard(document_id)
+            self._added.discard(document_id)
             self._link.pulse.notify()
 
     async def _resolve(self, document_id: DocumentID) -> None:
@@ -182,6 +188,7 @@ class Resolver:
         """Decide and store what becomes of a conflict; whether it was as it is no more."""
         outcome = await self._outcome(case)
         number, document_id, version = self._link.number, case.document_id, case.remote.version
+        sender = self._remote if document_id in self._added else 0
 
         def job(txn: WriteTransaction) -> bool:
             current = documents.head(txn, number, document_id)
@@ -194,6 +201,7 @@ class Resolver:
             revision = outcome(txn.stamp)
             if revision is not None:
                 documents.put_revision(txn, number, document_id, revision)
+                remotes.forget_revision(txn, number, document_id, revision.id, but_of=sender)
             bases.keep_merged(txn, number, document_id, case.remote)
             bases.drop_unneeded(txn, number, document_id)
             return True

@@ -493,7 +493,7 @@ class ActiveSession:
         checkpointer = Checkpointer(link, client, held, knowledge, now_s=self._now_s)
         if self._plan.reset_checkpoint:
             checkpointer.forget()
-        resolver = Resolver(link, plan.resolver)
+        resolver = Resolver(link, plan.resolver, remote=knowledge.remote)
         pusher = puller = None
         if self._plan.push:
             pusher = Pusher(

@@ -73,6 +73,28 @@ def set_known(
         bases.drop_if_unneeded(txn, collection, document_id, bytes(before))
 
 
+def forget_revision(
+    txn: WriteTransaction,
+    collection: int,
+    document_id: DocumentID,
+    revision_id: RevisionID,
+    *,
+    but_of: int = 0,
+) -> None:
+    """Forget which peers have a revision that is stored anew, as when a conflict was decided so.
+
+    Its new sequence is behind what they are known to have, and one that was rolled back meanwhile
+    would not be offered it again. `but_of` is a peer that has just sent it, if any.
+    """
+    table, packed = txn.tables.known_revisions, records.pack_revision_id(revision_id)
+    rows = txn.rows(table, keys.of_document(collection, document_id))
+    having = [
+        bytes(key) for key, value in rows if value == packed and keys.read_remote(key) != but_of
+    ]
+    for key in having:
+        txn.raw.delete(key, b"", table)
+
+
 def forget_document(txn: WriteTransaction, collection: int, document_id: DocumentID) -> None:
     """Forget which revisions of a document any peer has."""
     table, prefix = txn.tables.known_revisions, keys.of_document(collection, document_id)

@@ -395,30 +395,60 @@ async def test_after_a_peer_got_more_than_there_is_both_directions_start_over(
     assert bodies(here) == {"a": {"x": 1}, "b": {"x": 1}}
 
 
+def fail_to_resolve(conflict):
+    raise RuntimeError("later")
+
+
+def keep_theirs(conflict):
+    return conflict.remote
+
+
+@pytest.mark.parametrize("stopped_after_s", [0, 1.5, 3])
 async def test_a_revision_that_a_peer_was_rolled_back_behind_is_proposed_once_it_is_kept(
-    here, tmp_path
+    here, tmp_path, autojump_clock, stopped_after_s
 ):
     """It waited here as a conflict, learned by a session that the peer has lost."""
-
-    def later(conflict):
-        raise RuntimeError("later")
-
-    def keep_theirs(conflict):
-        return conflict.remote
-
     async with open_test_database(tmp_path / "there", clock=Clock()) as there:
         await put(there, "a", x=1)
         await sync(here, there)
     shutil.copytree(tmp_path / "there", tmp_path / "copy")
     async with open_test_database(tmp_path / "there", clock=Clock()) as there:
         await put(here, "a", x=2)
+        await trio.sleep(1)
         lost = await put(there, "a", x=3)
-        await sync(here, there, resolver=later)
+        await sync(here, there, resolver=fail_to_resolve)
         assert waiting(here, "a") == [lost.revision]
     async with open_test_database(tmp_path / "copy", clock=Clock()) as there:
-        journal = await sync(here, there, resolver=keep_theirs)
+        slow = {"delay_s": lambda: 0.5, "continuous": True, "resolver": keep_theirs}
+        async with linked(here, there, **slow):
+            await trio.sleep(stopped_after_s)
+        await sync(here, there, resolver=keep_theirs)
         assert bodies(here) == bodies(there) == {"a": {"x": 3}}
-        assert counts(journal)[1] == 1
+        assert counts(await sync(here, there))[1:] == (0, 0, 0)
+
+
+@pytest.mark.parametrize("after_s", [0, 1, 2])
+async def test_a_revision_that_a_peer_lost_is_proposed_though_another_session_keeps_it(
+    here, tmp_path, autojump_clock, after_s
+):
+    """It gets a new sequence, behind all that was known when this session began."""
+    async with open_test_database(tmp_path / "elsewhere", clock=Clock()) as elsewhere:
+        async with open_test_database(tmp_path / "there", clock=Clock()) as there:
+            await put(there, "a", x=1)
+            await sync(here, there)
+            await sync(here, elsewhere, target="memory:elsewhere")
+        shutil.copytree(tmp_path / "there", tmp_path / "copy")
+        await put(elsewhere, "a", x=9)
+        await trio.sleep(1)
+        async with open_test_database(tmp_path / "there", clock=Clock()) as there:
+            await put(here, "a", x=2)
+            await sync(here, there)
+        async with open_test_database(tmp_path / "copy", clock=Clock()) as there:
+            async with linked(here, there, delay_s=lambda: 0.5, continuous=True):
+                await trio.sleep(after_s)
+                await sync(here, elsewhere, target="memory:elsewhere")
+                await trio.sleep(20)
+            assert bodies(here) == bodies(there) == {"a": {"x": 2}}
 
 
 @pytest.mark.behaviour("P14", "G2a")

@@ -50,6 +50,20 @@ async def test_the_peer_last_met_at_a_target_is_remembered(engine):
         assert remotes.peer_at(txn, "wss://other.example/") is None
 
 
+async def test_a_revision_that_is_forgotten_is_forgotten_for_all_peers_but_its_sender(engine):
+    def job(txn):
+        for remote in (1, 2, 3):
+            remotes.set_known(txn, remote, 1, "a", VERSION)
+            remotes.set_known(txn, remote, 1, "a\U0010ffff", VERSION)
+        remotes.set_known(txn, 3, 1, "a", TREE)
+        remotes.forget_revision(txn, 1, "a", VERSION, but_of=2)
+
+    await engine.write(job)
+    with engine.read() as txn:
+        assert [remotes.known(txn, n, 1, "a") for n in (1, 2, 3)] == [None, VERSION, TREE]
+        assert remotes.known(txn, 1, 1, "a\U0010ffff") == VERSION
+
+
 async def test_a_document_that_is_forgotten_is_forgotten_for_all_peers(engine):
     def job(txn):
         for remote in (1, 2):
