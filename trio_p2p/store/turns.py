@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 
@@ -30,10 +31,14 @@ class Turns:
 
 
 class LosableTurn:
-    """A turn that is lost to one that waits for it, if whoever has it gets no further."""
+    """A turn that is lost to those that wait for it, if whoever has it gets no further.
+
+    They have it in the order in which they came.
+    """
 
     def __init__(self) -> None:
-        self._lock = trio.Lock()
+        self._is_taken = False
+        self._line: deque[trio.Event] = deque()
         self._scope = trio.CancelScope()
         self._moved_at = math.inf
 
@@ -45,27 +50,43 @@ class LosableTurn:
 
         Cancelling: safe.
         """
-        await self._acquire(patience_s)
+        await trio.lowlevel.checkpoint()
+        if self._is_taken:
+            await self._wait(patience_s)
+        self._is_taken = True
         self._scope = scope = trio.CancelScope()
         try:
             with scope:
                 yield
         finally:
-            self._moved_at = math.inf
-            self._lock.release()
+            self._pass_on()
 
     def move(self) -> None:
         """Whoever has the turn got further. Before the first time it cannot be lost."""
         self._moved_at = trio.current_time()
 
-    async def _acquire(self, patience_s: float) -> None:
-        while True:
-            # Of one that cannot lose it yet, look again later.
-            moved_at = min(self._moved_at, trio.current_time())
-            with trio.move_on_at(moved_at + patience_s):
-                await self._lock.acquire()
-                return
-            if self._moved_at + patience_s <= trio.current_time():
-                # In line again before the other one ends, and so ahead of it. It may take its time.
-                self._moved_at = math.inf
-                self._scope.cancel()
+    async def _wait(self, patience_s: float) -> None:
+        mine = trio.Event()
+        self._line.append(mine)
+        try:
+            while not mine.is_set():
+                # Of one that cannot lose it yet, look again later.
+                moved_at = min(self._moved_at, trio.current_time())
+                with trio.move_on_at(moved_at + patience_s):
+                    await mine.wait()
+                if self._moved_at + patience_s <= trio.current_time():
+                    self._moved_at = math.inf
+                    self._scope.cancel()
+        except trio.Cancelled:
+            if mine.is_set():
+                self._pass_on()
+            else:
+                self._line.remove(mine)
+            raise
+
+    def _pass_on(self) -> None:
+        """Give the turn to the next one in line, if there is any."""
+        self._moved_at = math.inf
+        self._is_taken = bool(self._line)
+        if self._line:
+            self._line.popleft().set()

@@ -155,6 +155,59 @@ async def test_who_lost_the_turn_comes_after_who_waited(race, autojump_clock):
     assert order == ["a", "b", "a", "b"]
 
 
+async def test_one_of_several_that_wait_has_its_turn_when_those_before_it_got_stuck(
+    race, autojump_clock
+):
+    async def get_stuck_for_ever(name):
+        patience_s = 5
+        while True:
+            async with race.turn.take(patience_s):
+                race.turn.move()
+                await trio.sleep_forever()
+            patience_s *= 2
+
+    async with trio.open_nursery() as nursery:
+        for name in "ab":
+            nursery.start_soon(get_stuck_for_ever, name)
+            await wait_all_tasks_blocked()
+        await race.enter("healthy", moves_s=[0], done_after_s=1)
+        await trio.sleep(100)
+        nursery.cancel_scope.cancel()
+    # It is third in line; each of the others had five seconds.
+    assert race.told == [("healthy", "begins", 10), ("healthy", "is done", 11)]
+
+
+async def test_who_gives_up_in_line_leaves_its_place_to_others(race, autojump_clock):
+    await race.enter("first", done_after_s=10)
+    with trio.move_on_after(5):
+        async with race.turn.take(100):
+            pytest.fail("it was taken")
+    await race.enter("next", done_after_s=1)
+    await trio.sleep(100)
+    assert race.told[2:] == [("next", "begins", 10), ("next", "is done", 11)]
+
+
+async def test_who_is_cancelled_as_it_gets_the_turn_passes_it_on(race, nursery, autojump_clock):
+    scope = trio.CancelScope()
+
+    async def take_first():
+        async with race.turn.take(100):
+            await trio.sleep(5)
+            scope.cancel()
+
+    async def take_and_be_cancelled():
+        with scope:
+            async with race.turn.take(100):
+                pytest.fail("it was taken")
+
+    for take in (take_first, take_and_be_cancelled):
+        nursery.start_soon(take)
+        await wait_all_tasks_blocked()
+    await race.enter("next", patience_s=100, done_after_s=1)
+    await trio.sleep(100)
+    assert race.told == [("next", "begins", 5), ("next", "is done", 6)]
+
+
 async def test_who_fails_with_a_turn_that_may_be_lost_leaves_it_to_others(race, autojump_clock):
     turn = race.turn
     with trio.move_on_after(1):
