@@ -261,6 +261,9 @@ FILTERED_BYTES_MAX: Final = 64 * MIB
 # blobs sent at once on one connection, each of which has a file open and a part in memory.
 BLOBS_FETCHED_AT_ONCE: Final = 4
 BLOBS_SENT_AT_ONCE: Final = 8
+# What a missing blob takes in memory while a revision waits for it: some hundred bytes, for its
+# place in the queue and what is needed to ask for it.
+BLOB_WANTED_BYTES: Final = 1_024
 # How long nothing may come of a blob before another session that wants it goes on with it. Some
 # links bring less than a frame in that time; where these are the only ones, it doubles.
 BLOB_PATIENCE_S: Final = 10.0

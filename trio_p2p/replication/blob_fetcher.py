@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from trio_p2p.replication.link import Link
 from trio_p2p.replication.messages import GetAttachment, RevisionOutcome, SentRevision
 from trio_p2p.replication.profile import IncomingAttachment
 from trio_p2p.store import blob_uses
-from trio_p2p.store.blobs import Blob, IncomingBlob
+from trio_p2p.store.blobs import IncomingBlob
 
 STATUS_TOO_MUCH = 400
 STATUS_DAMAGED = 502
@@ -28,35 +28,27 @@ STATUS_FULL = 503
 # What is compressed already. Source: LiteCore's c4BlobStore.cc.
 _COMPRESSED_TYPES = ("zip", "audio/", "image/", "video/")
 
-OnReady = Callable[[RevisionOutcome | None, Sequence[Blob]], None]
-"""Told once what failed, or None when all blobs are here. They stay so while somebody has them."""
+OnReady = Callable[[RevisionOutcome | None, Sequence[object]], None]
+"""Told once what failed, or None when all blobs are here, and what keeps them so while it is held.
+"""
 
 
 class _Wanted(NamedTuple):
-    """A blob to fetch: the mapping that names it, and a document which holds that."""
+    """A blob to fetch, as a document tells of it."""
 
     sha1: bytes
-    properties: Mapping[str, Any]
     document_id: DocumentID
+    length_max: int
+    compress: bool
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    """A revision that waits for blobs."""
+    """A revision that waits for blobs: those that are missing, and what keeps the others here."""
 
-    missing: set[bytes]
-    blobs: list[Blob]
+    missing: dict[bytes, _Wanted]
+    kept: list[object]
     on_ready: OnReady
-
-    def settle(self, sha1: bytes, failure: RevisionOutcome | None) -> None:
-        """One of its blobs is here, or failed to come."""
-        if not self.missing:
-            return
-        self.missing.discard(sha1)
-        if failure is not None:
-            self.missing.clear()
-        if not self.missing:
-            self.on_ready(failure, self.blobs)
 
 
 class BlobFetcher:
@@ -64,9 +56,10 @@ class BlobFetcher:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._queue: deque[_Wanted] = deque()
-        self._fetching = 0
-        self._waiting: dict[bytes, list[_Waiting]] = {}
+        # The revisions that wait for each blob: for those to fetch, the earliest first, and for
+        # those on their way, which nobody may wait for any more.
+        self._queue: OrderedDict[bytes, list[_Waiting]] = OrderedDict()
+        self._under_way: dict[bytes, list[_Waiting]] = {}
 
     def want(self, sent: SentRevision, on_ready: OnReady) -> bool:
         """See to it that all blobs of a revision are here; False if they are."""
@@ -76,14 +69,19 @@ class BlobFetcher:
         missing |= self._foreign(named.keys() - missing)
         if not missing:
             return False
-        # Those that are here are to stay so until the revision names them.
-        blobs = [engine.blobs.named(properties) for properties in named.values()]
-        waiting = _Waiting(missing, blobs, on_ready)
-        for sha1 in sorted(missing):
-            if sha1 not in self._waiting:
-                self._waiting[sha1] = []
-                self._queue.append(_Wanted(sha1, named[sha1], sent.document_id))
-            self._waiting[sha1].append(waiting)
+        waiting = _Waiting(
+            # Not the mappings: what else stands in them may take more memory than is counted.
+            {sha1: _wanted(sha1, named[sha1], sent.document_id) for sha1 in sorted(missing)},
+            # Those that are here are to stay so until the revision names them.
+            [engine.blobs.keep(sha1) for sha1 in named.keys() - missing],
+            on_ready,
+        )
+        self._link.profile.hold(waiting, len(missing) * limits.BLOB_WANTED_BYTES)
+        for sha1 in waiting.missing:
+            others = self._under_way.get(sha1)
+            if others is None:
+                others = self._queue.setdefault(sha1, [])
+            others.append(waiting)
         self._link.pulse.notify()
         return True
 
@@ -106,23 +104,42 @@ class BlobFetcher:
         async with trio.open_nursery() as nursery:
             while True:
                 await self._link.pulse.until(self._may_fetch)
-                self._fetching += 1
-                nursery.start_soon(self._fetch, self._queue.popleft())
+                sha1, waiting = self._queue.popitem(last=False)
+                self._under_way[sha1] = waiting
+                nursery.start_soon(self._fetch, waiting[0].missing[sha1])
 
     def _may_fetch(self) -> bool:
-        return bool(self._queue) and self._fetching < limits.BLOBS_FETCHED_AT_ONCE
+        return bool(self._queue) and len(self._under_way) < limits.BLOBS_FETCHED_AT_ONCE
 
     async def _fetch(self, wanted: _Wanted) -> None:
+        # In hand before it is here, so that nobody removes it the moment it has its name.
+        kept = self._link.engine.blobs.keep(wanted.sha1)
         try:
             failure = await self._get(wanted)
         except PeerError as exc:
             failure = RevisionOutcome(exc.code, f"no blob: {exc.text}", retryable=True)
         except StoreError as exc:
             failure = RevisionOutcome(STATUS_FULL, str(exc), retryable=True)
-        self._fetching -= 1
-        for waiting in self._waiting.pop(wanted.sha1):
-            waiting.settle(wanted.sha1, failure)
+        for waiting in self._under_way.pop(wanted.sha1):
+            del waiting.missing[wanted.sha1]
+            waiting.kept.append(kept)
+            if failure is not None:
+                self._forget(waiting)
+            if failure is not None or not waiting.missing:
+                self._link.profile.release(waiting)
+                waiting.on_ready(failure, waiting.kept)
         self._link.pulse.notify()
+
+    def _forget(self, waiting: _Waiting) -> None:
+        """A revision waits no longer; what it alone wanted is fetched only if that has begun."""
+        for sha1 in waiting.missing:
+            if sha1 in self._under_way:
+                self._under_way[sha1].remove(waiting)
+                continue
+            others = self._queue[sha1]
+            others.remove(waiting)
+            if not others:
+                del self._queue[sha1]
 
     async def _get(self, wanted: _Wanted) -> RevisionOutcome | None:
         """See to it that a blob is here. Returns what failed.
@@ -145,12 +162,12 @@ class BlobFetcher:
             self._link.index,
             wanted.sha1,
             wanted.document_id,
-            _is_compressible(wanted.properties.get("content_type")),
+            wanted.compress,
             incoming.length,
         )
         attachment = self._link.profile.get_attachment(request)
         try:
-            if not await self._write(attachment, incoming, _length_max(wanted.properties)):
+            if not await self._write(attachment, incoming, wanted.length_max):
                 await incoming.restart()
                 return RevisionOutcome(STATUS_TOO_MUCH, "a blob is larger than announced")
         finally:
@@ -173,7 +190,7 @@ class BlobFetcher:
         try:
             while part := await attachment.receive():
                 length += len(part)
-                if length > _length_max(wanted.properties):
+                if length > wanted.length_max:
                     return RevisionOutcome(STATUS_TOO_MUCH, "a blob is larger than announced")
                 sha1.update(part)
         finally:
@@ -200,9 +217,15 @@ class BlobFetcher:
         return True
 
 
-def _length_max(properties: Mapping[str, Any]) -> int:
+def _wanted(sha1: bytes, properties: Mapping[str, Any], document_id: DocumentID) -> _Wanted:
+    """What a mapping in a document tells of a blob."""
     length = properties.get("length")
-    return length if type(length) is int else limits.BLOB_BYTES_MAX
+    return _Wanted(
+        sha1,
+        document_id,
+        length if type(length) is int else limits.BLOB_BYTES_MAX,
+        _is_compressible(properties.get("content_type")),
+    )
 
 
 def _is_compressible(content_type: object) -> bool:

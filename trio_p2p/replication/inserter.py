@@ -28,7 +28,6 @@ from trio_p2p.replication.knowledge import RemoteKnowledge
 from trio_p2p.replication.link import Link
 from trio_p2p.replication.messages import RevisionOutcome, SentRevision
 from trio_p2p.store import bases, blob_uses, conflicts, documents, remotes
-from trio_p2p.store.blobs import Blob
 from trio_p2p.store.transaction import WriteTransaction
 
 STATUS_REJECTED = 403
@@ -58,12 +57,12 @@ OnInserted = Callable[[Insertion], None]
 
 @dataclass(frozen=True, slots=True)
 class _Arrived:
-    """A revision to be stored, and the blobs it names, which are kept meanwhile."""
+    """A revision to be stored, and what keeps the blobs it names here meanwhile."""
 
     sent: SentRevision
     may_revive: bool
     on_inserted: OnInserted
-    blobs: Sequence[Blob] = ()
+    kept: Sequence[object] = ()
 
 
 class Inserter:
@@ -134,12 +133,12 @@ class Inserter:
             self._link.pulse.notify()
 
     def _fetch_blobs(self, arrived: _Arrived) -> None:
-        def on_ready(failure: RevisionOutcome | None, blobs: Sequence[Blob]) -> None:
+        def on_ready(failure: RevisionOutcome | None, kept: Sequence[object]) -> None:
             self._fetching -= 1
             if failure is not None:
                 arrived.on_inserted(Insertion(failure))
             else:
-                self._enqueue(replace(arrived, blobs=blobs))
+                self._enqueue(replace(arrived, kept=kept))
 
         if self._fetcher.want(arrived.sent, on_ready):
             self._fetching += 1

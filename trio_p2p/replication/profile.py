@@ -5,7 +5,7 @@ Pusher and Puller deal in batches of typed messages and never know how a profile
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Sequence
+from collections.abc import AsyncIterable, Hashable, Sequence
 from typing import Protocol
 
 from trio_p2p.model.version import RevisionID
@@ -107,6 +107,14 @@ class Profile(Protocol):
         self, request: GetAttachment, start: int, content: AsyncIterable[bytes]
     ) -> None:
         """Send the content of a blob, from a place in it on, as fast as the peer takes it."""
+        ...
+
+    def hold(self, what: Hashable, size: int) -> None:
+        """Count these bytes more as held for the peer until `release`."""
+        ...
+
+    def release(self, what: Hashable) -> None:
+        """Nothing is held for this any more."""
         ...
 
 

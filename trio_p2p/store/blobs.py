@@ -118,12 +118,19 @@ class BlobStream(trio.abc.ReceiveStream):
 class _Content:
     """The content of all blobs of one digest; there as long as a program has any of them."""
 
-    __slots__ = ("__weakref__", "engine", "receiving", "sha1")
+    __slots__ = ("__weakref__", "_receiving", "engine", "sha1")
 
     def __init__(self, engine: Engine, sha1: bytes) -> None:
         self.engine = engine
         self.sha1 = sha1
-        self.receiving = LosableTurn()
+        self._receiving: LosableTurn | None = None
+
+    @property
+    def receiving(self) -> LosableTurn:
+        """The turn of who receives it; made when first needed, since few blobs are received."""
+        if self._receiving is None:
+            self._receiving = LosableTurn()
+        return self._receiving
 
     async def read(self) -> bytes:
         return await self._run(self._read)
@@ -216,6 +223,10 @@ class Blobs:
     def is_in_hand(self, sha1: bytes) -> bool:
         """Whether the program has an object that stands for it."""
         return sha1 in self._contents
+
+    def keep(self, sha1: bytes) -> object:
+        """A blob is not dropped while somebody has what this returns, be it here or yet to come."""
+        return self._content(sha1)
 
     def named(self, properties: Mapping[str, Any]) -> Blob:
         """The object for a mapping in a body that names a blob."""

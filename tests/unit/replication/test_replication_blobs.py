@@ -403,6 +403,106 @@ OPENING = Message(
 )
 
 
+@asynccontextmanager
+async def hand_made_active(passive_database):
+    """A session that is pushed to by a peer which answers by hand, the peer, and what it is asked:
+    the number of each request for a blob, by the blob's digest.
+    """
+    near, far = memory_transport_pair()
+    session, peer = PassiveSession(far, passive_database.collections(), Journal()), Peer(near)
+    asked = {}
+
+    def answer(number, message):
+        asked[message.properties["digest"]] = number
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run)
+        nursery.start_soon(peer.run, answer)
+        await peer.request(OPENING)
+        yield session, peer, asked
+        nursery.cancel_scope.cancel()
+
+
+def pushing(document_id, *digests):
+    """A revision that names blobs."""
+    head = {
+        "Profile": "rev",
+        "collection": "0",
+        "id": document_id,
+        "rev": "1770000000000000@AliceAliceAliceAliceAA",
+        "sequence": "1",
+    }
+    return Message(
+        head, orjson.dumps({"blobs": [{"@type": "blob", "digest": each} for each in digests]})
+    )
+
+
+ABSENT = [format_digest(bytes([number]) * 20) for number in range(4)]
+
+
+async def test_what_only_a_failed_revision_wanted_is_not_fetched(
+    there, monkeypatch, autojump_clock
+):
+    monkeypatch.setattr(limits, "BLOBS_FETCHED_AT_ONCE", 1)
+    async with hand_made_active(there) as (_, peer, asked):
+        failed = peer.begin(pushing("a", *ABSENT[:3]))
+        peer.begin(pushing("b", *ABSENT[2:]))
+        await wait_all_tasks_blocked()
+        assert list(asked) == ABSENT[:1]
+        peer.refuse(asked[ABSENT[0]], "HTTP", 404, "no")
+        with pytest.raises(PeerError):
+            await failed.wait()
+        await wait_all_tasks_blocked()
+        assert list(asked) == [ABSENT[0], ABSENT[2]]
+
+
+async def test_one_blob_that_fails_leaves_the_others_on_their_way_to_who_wants_them(
+    there, autojump_clock
+):
+    contents = {format_digest(hashlib.sha1(each).digest()): each for each in (b"1", b"2")}
+    async with hand_made_active(there) as (_, peer, asked):
+        failed = peer.begin(pushing("a", ABSENT[0], *contents))
+        await wait_all_tasks_blocked()
+        peer.refuse(asked[ABSENT[0]], "HTTP", 404, "no")
+        with pytest.raises(PeerError):
+            await failed.wait()
+        whole = peer.begin(pushing("b", *contents))
+        await wait_all_tasks_blocked()
+        for digest, content in contents.items():
+            peer.reply(asked[digest], Message({}, content))
+        await whole.wait()
+        assert len(asked) == 3
+    assert there.default_collection.get("a") is None
+    assert there.default_collection.get("b") is not None
+
+
+async def test_missing_blobs_are_held_for_the_peer_while_revisions_wait_for_them(
+    there, autojump_clock
+):
+    async with hand_made_active(there) as (session, peer, asked):
+        before = session._peer.held_bytes
+        pending = [peer.begin(pushing(name, *ABSENT)) for name in "ab"]
+        await wait_all_tasks_blocked()
+        held_bytes = session._peer.held_bytes - before
+        assert held_bytes >= 2 * len(ABSENT) * limits.BLOB_WANTED_BYTES
+        peer.refuse(asked[ABSENT[3]], "HTTP", 404, "no")
+        for each in pending:
+            with pytest.raises(PeerError):
+                await each.wait()
+        assert session._peer.held_bytes == before
+
+
+async def test_a_peer_that_names_too_many_missing_blobs_is_dropped(
+    there, monkeypatch, autojump_clock
+):
+    monkeypatch.setattr(limits, "CONNECTION_BYTES_MAX", 10_000)
+    monkeypatch.setattr(limits, "BLOB_WANTED_BYTES", 4_000)
+    with pytest.raises(ExceptionGroup) as caught:
+        async with hand_made_active(there) as (_, peer, _):
+            await peer.request(pushing("a", *ABSENT))
+    assert caught.group_contains(ReplicationError, match="hold too much")
+
+
 async def refusal_of(peer, request):
     with pytest.raises(PeerError) as caught:
         await peer.request(request)

@@ -432,6 +432,16 @@ async def test_a_blob_not_yet_named_is_spared_while_the_program_has_it(db, notes
     assert (await forget_and_compact(db)).blobs_removed == 1
 
 
+async def test_a_blob_is_spared_while_somebody_keeps_it(db, notes):
+    kept = db.engine.blobs.keep(hashlib.sha1(b"picture").digest())
+    await notes.put("a", {"photo": await db.save_blob(b"picture")})
+    await notes.delete("a")
+    gc.collect()
+    assert (await forget_and_compact(db)).blobs_removed == 0
+    del kept
+    assert (await forget_and_compact(db)).blobs_removed == 1
+
+
 async def test_a_blob_not_yet_named_is_spared_for_an_hour(path, wall):
     async with open_test_database(path, clock=wall) as db:
         await db.save_blob(b"picture")

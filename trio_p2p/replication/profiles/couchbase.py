@@ -7,7 +7,7 @@ Source: LiteCore's Replicator, and conversations recorded with it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -216,6 +216,12 @@ class CouchbaseProfile:
         properties = {"offset": str(start)} if start else {}
         head = Message(properties, compressed=request.compress)
         await self._peer.reply_in_parts(request.answer_to, head, content)
+
+    def hold(self, what: Hashable, size: int) -> None:
+        self._peer.hold(what, size)
+
+    def release(self, what: Hashable) -> None:
+        self._peer.release(what)
 
     def _send_revision(self, collection: int, sent: SentRevision, on_outcome: OnOutcome) -> None:
         revision = sent.revision
