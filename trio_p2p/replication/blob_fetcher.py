@@ -21,7 +21,8 @@ from trio_p2p.store import blob_uses
 from trio_p2p.store.blobs import IncomingBlob
 
 STATUS_TOO_MUCH = 400
-STATUS_DAMAGED = 502
+STATUS_NOT_FOUND = 404
+STATUS_BAD_BLOB = 502
 # Transient: with any other status than such a one the peer would take the document for done.
 STATUS_FULL = 503
 
@@ -117,7 +118,7 @@ class BlobFetcher:
         try:
             failure = await self._get(wanted)
         except PeerError as exc:
-            failure = RevisionOutcome(exc.code, f"no blob: {exc.text}", retryable=True)
+            failure = _refused(exc)
         except StoreError as exc:
             failure = RevisionOutcome(STATUS_FULL, str(exc), retryable=True)
         for waiting in self._under_way.pop(wanted.sha1):
@@ -174,7 +175,7 @@ class BlobFetcher:
             attachment.abandon()
         if not await incoming.finish():
             text = "a blob was damaged on its way"
-            return RevisionOutcome(STATUS_DAMAGED, text, retryable=True)
+            return RevisionOutcome(STATUS_BAD_BLOB, text, retryable=True)
         self._link.journal.blob_received()
         return None
 
@@ -197,7 +198,7 @@ class BlobFetcher:
             attachment.abandon()
         if sha1.digest() != wanted.sha1:
             text = "a blob was damaged on its way"
-            return RevisionOutcome(STATUS_DAMAGED, text, retryable=True)
+            return RevisionOutcome(STATUS_BAD_BLOB, text, retryable=True)
         return None
 
     async def _write(
@@ -226,6 +227,17 @@ def _wanted(sha1: bytes, properties: Mapping[str, Any], document_id: DocumentID)
         length if type(length) is int else limits.BLOB_BYTES_MAX,
         _is_compressible(properties.get("content_type")),
     )
+
+
+def _refused(error: PeerError) -> RevisionOutcome:
+    """What becomes of a revision whose blob the peer refused.
+
+    Its code is only taken over where it tells the same of a revision. Others would make a success
+    of the failure, or the end of what is to be tried again.
+    """
+    if error.domain == "HTTP" and (error.code == STATUS_NOT_FOUND or 500 <= error.code < 600):
+        return RevisionOutcome(error.code, f"no blob: {error.text}", retryable=True)
+    return RevisionOutcome(STATUS_BAD_BLOB, f"no blob: {error}", retryable=True)
 
 
 def _is_compressible(content_type: object) -> bool:

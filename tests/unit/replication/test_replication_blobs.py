@@ -313,7 +313,7 @@ def offering(blob, content, *, refusal=None):
                 head = {"Profile": "changes", "collection": "0"}
                 peer.send(Message(head, rows), lambda reply: send(peer))
                 peer.send(Message(head, b"[]", no_reply=True))
-            case "getAttachment" if refusal:
+            case "getAttachment" if refusal is not None:
                 peer.refuse(number, "HTTP", refusal, "no")
             case "getAttachment":
                 peer.reply(number, Message({}, content))
@@ -343,6 +343,11 @@ def offering(blob, content, *, refusal=None):
         (b"much too long", None, 400),
         (b"", 404, 404),
         (b"", 503, 503),
+        # What would mean something else of the document: stored, held, sent once more, refused.
+        (b"", 0, 502),
+        (b"", 304, 502),
+        (b"", 422, 502),
+        (b"", 403, 502),
     ],
 )
 async def test_a_blob_that_does_not_come_fails_its_document_alone(
@@ -474,6 +479,21 @@ async def test_one_blob_that_fails_leaves_the_others_on_their_way_to_who_wants_t
         assert len(asked) == 3
     assert there.default_collection.get("a") is None
     assert there.default_collection.get("b") is not None
+
+
+@pytest.mark.parametrize("domain", ["HTTP", "Elsewhere"])
+@pytest.mark.parametrize("code", [0, 304, 404])
+async def test_a_document_whose_blob_is_refused_is_not_told_to_be_stored(
+    there, domain, code, autojump_clock
+):
+    async with hand_made_active(there) as (_, peer, asked):
+        pending = peer.begin(pushing("a", ABSENT[0]))
+        await wait_all_tasks_blocked()
+        peer.refuse(asked[ABSENT[0]], domain, code, "no")
+        with pytest.raises(PeerError) as caught:
+            await pending.wait()
+    assert caught.value.code == (404 if (domain, code) == ("HTTP", 404) else 502)
+    assert there.default_collection.get("a") is None
 
 
 async def test_missing_blobs_are_held_for_the_peer_while_revisions_wait_for_them(
