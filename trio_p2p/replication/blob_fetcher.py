@@ -159,25 +159,29 @@ class BlobFetcher:
 
     async def _receive(self, wanted: _Wanted, incoming: IncomingBlob) -> RevisionOutcome | None:
         """Receive a blob, whole or what is missing of it. Returns what failed."""
-        request = GetAttachment(
-            self._link.index,
-            wanted.sha1,
-            wanted.document_id,
-            wanted.compress,
-            incoming.length,
-        )
-        attachment = self._link.profile.get_attachment(request)
-        try:
-            if not await self._write(attachment, incoming, wanted.length_max):
-                await incoming.restart()
-                return RevisionOutcome(STATUS_TOO_MUCH, "a blob is larger than announced")
-        finally:
-            attachment.abandon()
-        if not await incoming.finish():
-            text = "a blob was damaged on its way"
-            return RevisionOutcome(STATUS_BAD_BLOB, text, retryable=True)
-        self._link.journal.blob_received()
-        return None
+        while True:
+            request = GetAttachment(
+                self._link.index,
+                wanted.sha1,
+                wanted.document_id,
+                wanted.compress,
+                incoming.length,
+            )
+            attachment = self._link.profile.get_attachment(request)
+            try:
+                if not await self._write(attachment, incoming, wanted.length_max):
+                    await incoming.restart()
+                    return RevisionOutcome(STATUS_TOO_MUCH, "a blob is larger than announced")
+            finally:
+                attachment.abandon()
+            was_resumed = incoming.is_resumed
+            if await incoming.finish():
+                self._link.journal.blob_received()
+                return None
+            if not was_resumed:
+                text = "a blob was damaged on its way"
+                return RevisionOutcome(STATUS_BAD_BLOB, text, retryable=True)
+            # Another peer may have sent the beginning: that is no fault of this one's.
 
     async def _compare(self, wanted: _Wanted) -> RevisionOutcome | None:
         """Receive a blob that is here, and keep nothing. Returns what failed.

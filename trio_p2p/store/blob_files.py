@@ -196,11 +196,6 @@ class UnfinishedBlob:
         self.length = 0
         self._sha1 = hashlib.sha1(usedforsecurity=False)
 
-    def discard(self) -> None:
-        """Remove the file. Raises OSError."""
-        self.file.close()
-        self._path.unlink(missing_ok=True)
-
     def finish(self) -> bytes:
         """Give it its name, durably; returns the digest. Raises OSError."""
         self.finish_as(self.sha1)

@@ -185,6 +185,8 @@ class IncomingBlob:
     def __init__(self, unfinished: UnfinishedBlob, content: _Content) -> None:
         self._unfinished = unfinished
         self._content = content
+        self.is_resumed = unfinished.length > 0
+        """Whether its beginning was here before."""
 
     @property
     def length(self) -> int:
@@ -193,6 +195,7 @@ class IncomingBlob:
 
     async def restart(self) -> None:
         """Begin anew: what comes does not follow on what is here. Raises StoreError."""
+        self.is_resumed = False
         await self._run(self._unfinished.restart)
 
     async def write(self, data: bytes) -> None:
@@ -200,9 +203,9 @@ class IncomingBlob:
         await self._run(self._unfinished.write, data)
 
     async def finish(self) -> bool:
-        """Keep it if it is what its digest says, durably; else drop it. Raises StoreError."""
+        """Keep it if it is what its digest says, durably; else begin anew. Raises StoreError."""
         if self._unfinished.sha1 != self._content.sha1:
-            await self._run(self._unfinished.discard)
+            await self.restart()
             return False
         await self._run(self._unfinished.finish)
         return True

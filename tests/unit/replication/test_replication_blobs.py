@@ -399,6 +399,53 @@ async def test_a_blob_that_begins_elsewhere_than_asked_is_received_whole(here, a
     assert [m.properties.get("offset") for m in asked if "digest" in m.properties] == ["4"]
 
 
+async def leave_a_beginning(database, content, beginning):
+    """Receive the beginning of a blob, be it right or not."""
+    async with database.engine.blobs.receive(hashlib.sha1(content).digest()) as incoming:
+        await incoming.write(beginning)
+
+
+async def test_a_blob_whose_beginning_was_spoilt_by_another_peer_is_fetched_whole(
+    sender, receiver, here, there, direction, autojump_clock
+):
+    content = os.urandom(300_000)
+    await share_a_blob(content, sender)
+    await leave_a_beginning(receiver, content, b"spoilt" * 20_000)
+    sides = await sync(here, there)
+    assert await receiver.default_collection.get("d0")["blob"].read() == content
+    assert of(sides, direction, sending=False).statistics().documents_failed == 0
+    assert not files(receiver, UNFINISHED_DIRECTORY)
+
+
+@pytest.mark.parametrize("beginning", [b"", b"expe"])
+async def test_a_blob_that_comes_whole_and_damaged_is_asked_for_once(
+    here, beginning, autojump_clock
+):
+    await leave_a_beginning(here, b"expected", beginning)
+    answer, asked = offering(b"expected", b"damaged!")
+    async with hand_made_passive(here, answer, push=False) as (journal, session):
+        await session.run()
+    assert len([m for m in asked if "digest" in m.properties]) == 1
+    assert failures(journal)["a"].code == 502
+
+
+async def test_a_blob_that_is_damaged_in_its_rest_and_as_a_whole_fails(there, autojump_clock):
+    content = b"expected"
+    digest = format_digest(hashlib.sha1(content).digest())
+    await leave_a_beginning(there, content, b"expe")
+    async with hand_made_active(there) as (_, peer, asked):
+        pending = peer.begin(pushing("a", digest))
+        await wait_all_tasks_blocked()
+        peer.reply(asked.pop(digest), Message({"offset": "4"}, b"rest"))
+        await wait_all_tasks_blocked()
+        peer.reply(asked.pop(digest), Message({}, b"damaged!"))
+        with pytest.raises(PeerError) as caught:
+            await pending.wait()
+        assert not asked
+    assert caught.value.code == 502
+    assert not files(there, UNFINISHED_DIRECTORY)
+
+
 def asking(profile, digest, body=b""):
     return Message({"Profile": profile, "collection": "0", "digest": digest}, body)
 
