@@ -37,6 +37,8 @@ async def accept_all(
     async with listener:
         # The same socket, to be asked without waiting.
         with socket.socket(fileno=socket.dup(listener.socket.fileno())) as nowait:
+            # Or it would have the timeout that the program may have set for all new sockets.
+            nowait.setblocking(False)
             while True:
                 try:
                     streams = [await listener.accept(), *_accept_more(nowait)]

@@ -89,6 +89,18 @@ async def test_streams_work_both_ways_whichever_way_they_were_taken(door):
             await client.aclose()
 
 
+async def test_other_tasks_go_on_whatever_timeout_the_program_sets_for_its_sockets(door):
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(30)
+    try:
+        with trio.fail_after(20):
+            client = await trio.open_tcp_stream(*door.address[:2])
+            await door.wait_for(1)
+    finally:
+        socket.setdefaulttimeout(before)
+    client.socket.close()
+
+
 @pytest.mark.parametrize("room", [0, 1])
 async def test_without_files_it_makes_room_and_goes_on(door, monkeypatch, caplog, room):
     failures = [OSError(errno.EMFILE, "Too many open files")] * 3
