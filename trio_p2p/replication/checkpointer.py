@@ -63,7 +63,7 @@ class Checkpointer:
         self.sequences = RemoteSequences(None)
 
     async def save(self) -> None:
-        """Save what is done now.
+        """Save what is done now; if the peer cannot do so for now, what is done later saves it too.
 
         Raises: PeerError, ConnectionLostError; ReplicationError, retryable, if others saved theirs
         each time; CollectionNotFoundError. Cancelling: the checkpoint saved before stays valid.
@@ -72,16 +72,18 @@ class Checkpointer:
         saved = Checkpoint(self.checkpoint.local.copy(), self.checkpoint.remote)
         noted = self._knowledge.take_noted()
         body, seen = saved.to_json(self._now_s()), self._vouched_for()
-        await self._save_remotely(body)
+        is_kept = await self._save_remotely(body)
 
         def job(txn: WriteTransaction) -> None:
             # One that is made anew under this name must not find what we say of the old one.
             txn.check_collection(self._link.number)
             self._knowledge.store_noted(txn, noted)
-            checkpoints.set_local(txn, self._id, body, remote=self._knowledge.remote, seen=seen)
+            if is_kept:
+                checkpoints.set_local(txn, self._id, body, remote=self._knowledge.remote, seen=seen)
 
         await self._link.engine.write(job)
-        self.seen = seen
+        if is_kept:
+            self.seen = seen
         self._knowledge.forget_noted(noted)
         self._saved = saved
 
@@ -90,13 +92,18 @@ class Checkpointer:
         is_done = max(self.seen, self.checkpoint.local.low_water) >= self._began_at
         return self._link.collection.last_sequence if is_done else self.seen
 
-    async def _save_remotely(self, body: bytes) -> None:
+    async def _save_remotely(self, body: bytes) -> bool:
+        """Whether the peer keeps it. It need not: then the copies stay at what they agree on."""
         profile, index = self._link.profile, self._link.index
         for _ in range(limits.CHECKPOINT_ATTEMPTS_MAX):
             try:
                 self._revision = await profile.set_checkpoint(index, self._id, self._revision, body)
-                return
+                return True
             except PeerError as exc:
+                if exc.retryable:
+                    # All else may go on: a full disk keeps nobody from pulling.
+                    logger.warning("a checkpoint could not be saved for now: %s", exc)
+                    return False
                 if exc.code != 409:
                     raise
             # Another replication between the same databases saved its own meanwhile.

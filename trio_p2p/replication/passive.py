@@ -15,11 +15,13 @@ from trio_p2p.errors import (
     ConflictError,
     ConnectionLostError,
     ReplicationError,
+    StoreFullError,
     TrioP2PError,
 )
 from trio_p2p.ids import DocumentID
 from trio_p2p.model.conflict import ProposalStatus, judge_proposal
 from trio_p2p.peer import Peer
+from trio_p2p.replication.blob_fetcher import STATUS_FULL
 from trio_p2p.replication.blob_server import BlobServer
 from trio_p2p.replication.checkpoint import Checkpoint
 from trio_p2p.replication.deltas import STATUS_UNPROCESSABLE
@@ -308,6 +310,8 @@ class PassiveSession:
             revision = await self._engine.write(job)
         except ConflictError as exc:
             respond(Refusal(409, str(exc)))
+        except StoreFullError as exc:
+            respond(Refusal(STATUS_FULL, str(exc)))
         else:
             respond(CheckpointSaved(revision))
             # What the peer has passed may be more than one transaction should drop.

@@ -2,7 +2,10 @@
 
 import pytest
 
-from trio_p2p.errors import CollectionNotFoundError
+from trio_p2p.errors import CollectionNotFoundError, PeerError
+from trio_p2p.ids import DocumentID
+from trio_p2p.model.version import TreeRevisionID
+from trio_p2p.replication.checkpoint import Checkpoint
 from trio_p2p.replication.checkpointer import Checkpointer
 from trio_p2p.replication.journal import Journal
 from trio_p2p.replication.knowledge import RemoteKnowledge
@@ -37,3 +40,41 @@ async def test_a_collection_made_anew_does_not_find_the_checkpoint_of_the_old_on
             await checkpointer.save()
         with database.engine.read() as txn:
             assert checkpoints.local(txn, "cp") is None
+
+
+class FullPeer:
+    """Takes no checkpoint until there is room for it."""
+
+    def __init__(self):
+        self.has_room = False
+        self.held = None
+
+    async def set_checkpoint(self, collection, client, revision, body):
+        if not self.has_room:
+            raise PeerError("HTTP", 503, "the disk is full")
+        self.held = body
+        return "1-cc"
+
+
+async def test_what_the_peer_cannot_save_for_now_is_saved_with_what_is_done_next(tmp_path):
+    async with open_test_database(tmp_path / "db") as database:
+        peer = FullPeer()
+        link = Link(database.default_collection, 0, peer, Journal(), Pulse())
+        knowledge = RemoteKnowledge(1, link.number)
+        checkpointer = Checkpointer(
+            link, "cp", HeldCheckpoint("", b"{}"), knowledge, now_s=lambda: 0
+        )
+        checkpointer.checkpoint.local.add(1)
+        knowledge.note(DocumentID("a"), TreeRevisionID.parse("1-aa"))
+        await checkpointer.save()
+        with database.engine.read() as txn:
+            assert checkpoints.local(txn, "cp") is None
+        # Nobody waits for it, and nothing more is held in memory for it.
+        assert (checkpointer.unsaved, knowledge.take_noted()) == (0, {})
+        peer.has_room = True
+        checkpointer.checkpoint.local.add(2)
+        assert checkpointer.unsaved == 1
+        await checkpointer.save()
+        with database.engine.read() as txn:
+            assert checkpoints.local(txn, "cp") == peer.held
+        assert Checkpoint.from_json(peer.held).local.low_water == 2

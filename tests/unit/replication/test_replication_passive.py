@@ -10,7 +10,7 @@ from trio.testing import wait_all_tasks_blocked
 from trio_p2p import limits
 from trio_p2p.blip import Connection, Message
 from trio_p2p.blip.load import Budget
-from trio_p2p.errors import ConnectionLostError, PeerError, ReplicationError
+from trio_p2p.errors import ConnectionLostError, PeerError, ReplicationError, StoreFullError
 from trio_p2p.ids import SourceID
 from trio_p2p.listener import URLEndpointListener
 from trio_p2p.listener_configuration import URLEndpointListenerConfiguration
@@ -18,6 +18,7 @@ from trio_p2p.model.version import Version, VersionVector
 from trio_p2p.peer import Peer
 from trio_p2p.replication.journal import Journal
 from trio_p2p.replication.passive import PassiveSession
+from trio_p2p.store import checkpoints
 from trio_p2p.testing.databases import open_test_database
 from trio_p2p.transport.memory import memory_transport_pair
 
@@ -303,6 +304,18 @@ async def test_a_checkpoint_is_not_replaced_by_who_does_not(client, rev):
 async def test_a_first_checkpoint_has_no_revision_to_name(client):
     await client.open()
     assert await client.refusal("setCheckpoint", {}, client="cp", rev="1-cc") == ("HTTP", 409)
+
+
+async def test_a_checkpoint_that_a_full_disk_does_not_hold_may_be_saved_later(client, monkeypatch):
+    def full(*args, **options):
+        raise StoreFullError("the disk is full")
+
+    await client.open()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "set_peer", full)
+        assert await client.refusal("setCheckpoint", {}, client="cp") == ("HTTP", 503)
+    replied, _ = await client.ask("setCheckpoint", {}, client="cp")
+    assert replied == {"rev": "1-cc"}
 
 
 # --- Being pulled from ----------------------------------------------------------------------------

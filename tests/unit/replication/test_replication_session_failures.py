@@ -142,7 +142,7 @@ def refusing(profile, *refusal):
 REQUESTS = ["getCollections", "setCheckpoint", "subChanges", "proposeChanges"]
 
 
-@pytest.mark.parametrize("profile", REQUESTS)
+@pytest.mark.parametrize("profile", [each for each in REQUESTS if each != "setCheckpoint"])
 async def test_503_in_a_reply_means_to_come_back_later(database, profile):
     server, error = await run_session(database, prepare=refusing(profile, "HTTP", 503, "busy"))
     assert (error.status, error.retryable) == (503, True)
@@ -155,6 +155,19 @@ async def test_being_refused_means_not_to_come_back(database, profile, code):
     server, error = await run_session(database, prepare=refusing(profile, "HTTP", code, "no"))
     assert (error.status, error.retryable) == (code, False)
     assert server.close_code == 4002
+
+
+async def test_a_checkpoint_that_the_peer_cannot_save_for_now_ends_nothing(database):
+    """Its disk may be full, which keeps nobody from pulling; next time there is more to look at."""
+    server, error = await run_session(
+        database, prepare=refusing("setCheckpoint", "HTTP", 503, "the disk is full")
+    )
+    assert (error, server.close_code) == (None, 1000)
+    assert server.asked.count("setCheckpoint") == 1
+    server, error = await run_session(database)
+    assert error is None
+    assert "proposeChanges" in server.asked
+    assert server.kept
 
 
 @pytest.mark.parametrize("refusal", [("LiteCore", 10), ("LiteCore", 26), ("POSIX", 28)])
