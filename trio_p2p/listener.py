@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -118,7 +118,7 @@ class URLEndpointListener:
     def __init__(self, configuration: URLEndpointListenerConfiguration) -> None:
         self.configuration = configuration
         self._journal = Journal(events_max=0)  # It has counters to tell, no events.
-        self._listeners: list[trio.SocketListener] = []
+        self._port: int | None = None
         self._identities = _identity_source(configuration)
         self._identity: TLSIdentity | None = None
         self._entrance = Entrance(
@@ -145,7 +145,7 @@ class URLEndpointListener:
     @property
     def port(self) -> int | None:
         """The port it listens on, None while it does not."""
-        return port_of(self._listeners[0]) if self._listeners else None
+        return self._port
 
     @property
     def urls(self) -> list[str]:
@@ -161,7 +161,7 @@ class URLEndpointListener:
     @property
     def tls_identity(self) -> TLSIdentity | None:
         """The identity in use; None while it does not listen, and without TLS."""
-        return self._identity
+        return None if self._port is None else self._identity
 
     @property
     def status(self) -> ListenerStatus:
@@ -203,26 +203,25 @@ class URLEndpointListener:
             check_undeleted(self.configuration.collections)
             self._stop_requested, self._stopped = trio.Event(), trio.Event()
             try:
-                await self._listen()
+                listeners = await self._listen()
                 task_status.started(self)
                 async with trio.open_nursery() as connections:
-                    await self._accept(connections)
+                    await self._accept(listeners, connections)
                     # Those that there are end by themselves now, or are cut off.
                     self._end_connections()
             finally:
-                self._listeners = []
-                self._identity = None
                 self._stopped.set()
 
-    async def _listen(self) -> None:
+    async def _listen(self) -> list[trio.SocketListener]:
         configuration = self.configuration
         interface = configuration.network_interface
         addresses = [] if interface is None else addresses_of(interface)
         identity = None
         if self._identities is not None:
             identity = await self._identities.current(self._now())
-        self._listeners = await open_listeners(addresses, configuration.port or 0)
-        self._identity = identity
+        listeners = await open_listeners(addresses, configuration.port or 0)
+        self._port, self._identity = port_of(listeners[0]), identity
+        return listeners
 
     def request_stop(self, code: int = CLOSE_TRANSIENT) -> None:
         """Ask it to end as `stop` does. Does not wait."""
@@ -337,15 +336,21 @@ class URLEndpointListener:
         )
         await connection.serve(session, guest, self._now())
 
-    async def _accept(self, connections: trio.Nursery) -> None:
-        async with trio.open_nursery() as accepting:
-            make_room = self._entrance.places.make_room
-            for listener in self._listeners:
-                accepting.start_soon(
-                    accept_all, listener, self._handle_socket, connections, make_room
-                )
-            await self._stop_requested.wait()
-            accepting.cancel_scope.cancel()
+    async def _accept(
+        self, listeners: Sequence[trio.SocketListener], connections: trio.Nursery
+    ) -> None:
+        """Accept connections until asked to stop; what is told of listening ends with it."""
+        try:
+            async with trio.open_nursery() as accepting:
+                make_room = self._entrance.places.make_room
+                for listener in listeners:
+                    accepting.start_soon(
+                        accept_all, listener, self._handle_socket, connections, make_room
+                    )
+                await self._stop_requested.wait()
+                accepting.cancel_scope.cancel()
+        finally:
+            self._port = None
 
     async def _handle_socket(self, stream: trio.SocketStream) -> None:
         try:

@@ -14,6 +14,7 @@ from trio_p2p import ActivityLevel, limits
 from trio_p2p.blip import Message
 from trio_p2p.errors import ConnectionLostError
 from trio_p2p.peer import Peer
+from trio_p2p.replication.passive import PassiveSession
 from trio_p2p.testing.databases import open_test_database
 from trio_p2p.testing.network import MemoryNetwork, open_network
 from trio_p2p.transport.memory import MemoryTransport, memory_transport_pair
@@ -296,6 +297,46 @@ async def test_a_peer_that_hears_no_goodbye_holds_up_the_stop_no_longer_than_all
         await pair.network.listener.stop()
         assert trio.current_time() - before < limits.STOP_TIMEOUT_S + limits.CUT_TIMEOUT_S + 1
         assert pair.network.listener.status.connection_count == 0
+
+
+UPGRADE = b"""\
+GET /_blipsync HTTP/1.1\r
+Host: localhost\r
+Connection: Upgrade\r
+Upgrade: websocket\r
+Sec-WebSocket-Version: 13\r
+Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r
+Sec-WebSocket-Protocol: BLIP_3+CBMobile_4\r
+\r
+"""
+
+
+async def come_in(listener: trio_p2p.URLEndpointListener) -> trio.SocketStream:
+    """Connect, get in, and say and hear nothing more."""
+    assert listener.port is not None
+    stream = await trio.open_tcp_stream("127.0.0.1", listener.port)
+    await stream.send_all(UPGRADE)
+    assert b"101" in await stream.receive_some()
+    return stream
+
+
+async def test_it_tells_of_no_place_to_connect_to_while_its_last_connections_end(
+    pair: Pair, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end = trio.Event()
+
+    async def linger(session: PassiveSession) -> None:
+        await may_end.wait()
+
+    monkeypatch.setattr(PassiveSession, "run", linger)
+    listener = loopback(pair.shop)
+    await nursery.start(listener.serve)
+    async with await come_in(listener):
+        nursery.start_soon(listener.stop)
+        await wait_all_tasks_blocked()
+        assert listener.status.connection_count == 1
+        assert (listener.port, listener.urls, listener.tls_identity) == (None, [], None)
+        may_end.set()
 
 
 # --- Collections that are deleted -----------------------------------------------------------------
