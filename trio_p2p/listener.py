@@ -33,6 +33,8 @@ from trio_p2p.store.collection import check_undeleted
 from trio_p2p.transport.accepting import accept_all
 from trio_p2p.transport.base import CLOSE_CODES, CLOSE_TRANSIENT, MessageTransport, open_services
 from trio_p2p.transport.interfaces import (
+    Address,
+    address_at,
     addresses_of,
     addresses_served,
     open_listeners,
@@ -119,6 +121,7 @@ class URLEndpointListener:
         self.configuration = configuration
         self._journal = Journal(events_max=0)  # It has counters to tell, no events.
         self._port: int | None = None
+        self._bound: list[Address] = []
         self._identities = _identity_source(configuration)
         self._identity: TLSIdentity | None = None
         self._entrance = Entrance(
@@ -150,13 +153,12 @@ class URLEndpointListener:
     @property
     def urls(self) -> list[str]:
         """One URL for each address served; empty while it does not listen."""
-        port = self.port
-        if port is None:
+        if self._port is None:
             return []
         scheme = "ws" if self.configuration.disable_tls else "wss"
         name = quote(url_name(self.configuration.database.name), safe="")
-        addresses = addresses_served(self.configuration.network_interface)
-        return [f"{scheme}://{url_host(address)}:{port}/{name}" for address in addresses]
+        hosts = map(url_host, addresses_served(self._bound))
+        return [f"{scheme}://{host}:{self._port}/{name}" for host in hosts]
 
     @property
     def tls_identity(self) -> TLSIdentity | None:
@@ -221,6 +223,7 @@ class URLEndpointListener:
             identity = await self._identities.current(self._now())
         listeners = await open_listeners(addresses, configuration.port or 0)
         self._port, self._identity = port_of(listeners[0]), identity
+        self._bound = [address_at(listener) for listener in listeners]
         return listeners
 
     def request_stop(self, code: int = CLOSE_TRANSIENT) -> None:

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import ifaddr
 import pytest
 import trio
 from pairs import Pair, open_pair
@@ -524,6 +525,20 @@ async def test_its_urls_name_the_database_whatever_it_is_called(
         )
         assert (await trio_p2p.replicate(config)).documents_pushed == 1
         await listener.stop()
+
+
+async def test_its_urls_tell_where_it_listens_whatever_becomes_of_the_interface(
+    pair: Pair, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [name] = [a.name for a in ifaddr.get_adapters() for ip in a.ips if ip.ip == "127.0.0.1"]
+    listener = loopback(pair.shop, network_interface=name)
+    await nursery.start(listener.serve)
+    told = listener.urls
+    other = ifaddr.IP("192.0.2.1", 24, name)
+    for adapters in ([], [ifaddr.Adapter(name, name, [other])]):
+        monkeypatch.setattr(ifaddr, "get_adapters", lambda adapters=adapters: adapters)
+        assert listener.urls == told
+    await listener.stop()
 
 
 # --- Silence --------------------------------------------------------------------------------------

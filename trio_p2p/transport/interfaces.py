@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import ifaddr
 import trio
@@ -46,24 +46,24 @@ def addresses_of(interface: str) -> list[Address]:
     return found[:1]
 
 
-def own_addresses() -> list[Address]:
-    """The addresses others may reach this machine at; loopback where there is nothing else."""
-    found = [address for adapter in ifaddr.get_adapters() for address in _addresses(adapter)]
+def own_addresses(versions: Collection[int] = (4, 6)) -> list[Address]:
+    """The addresses others may reach this machine at; loopback where there is nothing else.
+
+    `versions` are those of the Internet Protocol that count.
+    """
+    adapters = ifaddr.get_adapters()
+    found = [a for adapter in adapters for a in _addresses(adapter) if a.version in versions]
     outward = [a for a in found if not (a.is_loopback or a.is_link_local)]
     return sorted(outward or [a for a in found if a.is_loopback], key=lambda a: (a.version, a))
 
 
-def addresses_served(interface: str | None) -> list[Address]:
-    """The addresses at which others reach who listens there; None stands for all interfaces.
+def addresses_served(bound: Sequence[Address]) -> list[Address]:
+    """The addresses at which others reach who listens at these.
 
-    Raises: ListenError if this machine has no such interface.
+    Who listens at all of this machine does so at those, too, that it gets meanwhile.
     """
-    if interface is None:
-        return own_addresses()
-    found = addresses_of(interface)
-    if not found[0].is_unspecified:
-        return found
-    return [address for address in own_addresses() if address.version == found[0].version]
+    versions = {address.version for address in bound if address.is_unspecified}
+    return own_addresses(versions) if versions else list(bound)
 
 
 def url_host(address: Address) -> str:
@@ -112,6 +112,12 @@ def port_of(listener: trio.SocketListener) -> int:
     """The port it listens on."""
     port: int = listener.socket.getsockname()[1]
     return port
+
+
+def address_at(listener: trio.SocketListener) -> Address:
+    """The address it listens at."""
+    host, _, *rest = listener.socket.getsockname()
+    return _address((host, *rest)) if rest else _address(host)
 
 
 def _wildcards() -> list[str]:

@@ -12,6 +12,7 @@ import trio
 from trio_p2p.errors import ListenError
 from trio_p2p.transport import interfaces
 from trio_p2p.transport.interfaces import (
+    address_at,
     addresses_of,
     addresses_served,
     open_listeners,
@@ -109,18 +110,24 @@ def test_a_link_local_address_comes_with_its_zone(machine):
 
 
 @pytest.mark.parametrize(
-    ("interface", "served"),
+    ("bound", "served"),
     [
-        (None, ["10.0.0.5", "2001:db8::5"]),
-        ("eth0", ["10.0.0.5"]),
-        ("127.0.0.1", ["127.0.0.1"]),
-        ("0.0.0.0", ["10.0.0.5"]),
-        ("::", ["2001:db8::5"]),
+        (["0.0.0.0", "::"], ["10.0.0.5", "2001:db8::5"]),
+        (["0.0.0.0"], ["10.0.0.5"]),
+        (["::"], ["2001:db8::5"]),
+        (["127.0.0.1"], ["127.0.0.1"]),
+        # One that its interface has no more.
+        (["10.0.0.6"], ["10.0.0.6"]),
     ],
 )
-def test_others_are_told_where_the_listener_is(machine, interface, served):
+def test_others_are_told_where_the_listener_is(machine, bound, served):
     machine(adapter("lo", "127.0.0.1", "::1"), adapter("eth0", "10.0.0.5", "2001:db8::5"))
-    assert texts(addresses_served(interface)) == served
+    assert texts(addresses_served([ipaddress.ip_address(text) for text in bound])) == served
+
+
+def test_who_listens_at_one_version_is_reached_at_it_though_another_leads_outward(machine):
+    machine(adapter("lo", "127.0.0.1", "::1"), adapter("eth0", "2001:db8::5"))
+    assert texts(addresses_served([ipaddress.ip_address("0.0.0.0")])) == ["127.0.0.1"]
 
 
 @pytest.mark.parametrize(
@@ -150,9 +157,16 @@ async def listen():
 
 async def test_an_address_is_listened_at(listen):
     [listener] = await listen()
-    assert listener.socket.getsockname()[0] == "127.0.0.1"
+    assert address_at(listener) == LOOPBACK
     async with await trio.open_tcp_stream("127.0.0.1", port_of(listener)):
         pass
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+@pytest.mark.parametrize("text", ["::1", "::"])
+async def test_an_address_of_ipv6_is_listened_at(listen, text):
+    [listener] = await listen([ipaddress.ip_address(text)])
+    assert str(address_at(listener)) == text
 
 
 async def test_a_given_port_is_taken(listen):
