@@ -6,6 +6,7 @@ import errno
 import ipaddress
 import socket
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 
 import ifaddr
 import trio
@@ -74,7 +75,7 @@ def url_host(address: Address) -> str:
 async def open_listeners(addresses: Sequence[Address], port: int) -> list[trio.SocketListener]:
     """Listen at these addresses, at all if there are none; on one port for all of them.
 
-    Raises: ListenError.
+    Raises: ListenError. Cancelling: none is left open.
     """
     hosts = [str(address) for address in addresses] or _wildcards()
     for _ in range(limits.LISTEN_ATTEMPTS_MAX - 1):
@@ -89,22 +90,20 @@ async def open_listeners(addresses: Sequence[Address], port: int) -> list[trio.S
 
 async def _open_listeners(hosts: Sequence[str], port: int) -> list[trio.SocketListener]:
     listeners: list[trio.SocketListener] = []
-    try:
+    with ExitStack() as unless_all:
         for host in hosts:
             try:
                 [listener] = await trio.open_tcp_listeners(port, host=host)
             except OSError as exc:
                 if listeners and host == EVERY_IPV6 and exc.errno in _NO_IPV6:
                     break
-                raise
+                reason = exc.strerror or str(exc)
+                raise ListenError(f"cannot listen: {reason}", host=host, port=port) from exc
+            unless_all.callback(listener.socket.close)
             listeners.append(listener)
             # Asked for any port, the system chooses one for the first address: the others follow.
             port = port_of(listener)
-    except OSError as exc:
-        for listener in listeners:
-            listener.socket.close()
-        reason = exc.strerror or str(exc)
-        raise ListenError(f"cannot listen: {reason}", host=host, port=port) from exc
+        unless_all.pop_all()
     return listeners
 
 

@@ -252,6 +252,22 @@ async def test_a_port_that_was_asked_for_is_the_only_one_tried(listen, monkeypat
     assert len(refusing.asked) == 2
 
 
+async def test_who_is_cancelled_between_two_addresses_leaves_no_socket_open(listen, monkeypatch):
+    [listener] = await listen()
+    port = port_of(listener)
+    await listener.aclose()
+    with trio.CancelScope() as scope, monkeypatch.context() as patch:
+
+        def refuse(host, asked):
+            if asked == 2:
+                scope.cancel()
+
+        Refusing(patch, refuse)
+        await listen([LOOPBACK, OTHER_LOOPBACK], port)
+    assert scope.cancelled_caught
+    assert await listen(port=port)
+
+
 async def test_a_system_that_does_not_use_ipv6_is_listened_at_without(listen, monkeypatch):
     monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: True)
     refusing = Refusing(monkeypatch, lambda host, _: errno.EADDRNOTAVAIL if host == "::" else None)
