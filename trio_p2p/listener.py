@@ -135,7 +135,8 @@ class URLEndpointListener:
                 now=self._now,
             )
         )
-        self._connections: set[_Connection] = set()
+        # In the order in which they came.
+        self._connections: dict[_Connection, None] = {}
         self._connection_ended = trio.Event()
         self._close_code = CLOSE_TRANSIENT
         self._budget = Budget(limits.LISTENER_BYTES_MAX)
@@ -173,12 +174,11 @@ class URLEndpointListener:
 
     def connections(self) -> list[ListenerConnection]:
         """The peers that are connected, in the order in which they came."""
-        told = [
+        return [
             replace(connection.told, active=connection.active)
             for connection in self._connections
             if connection.told is not None
         ]
-        return sorted(told, key=lambda connection: connection.since)
 
     def statistics(self) -> ReplicatorStatistics:
         """Counters over all its connections since it was made."""
@@ -299,7 +299,7 @@ class URLEndpointListener:
         connection = _Connection(peer_address)
         services = self.configuration.database.services
         with services.running(connection.request_stop):
-            self._connections.add(connection)
+            self._connections[connection] = None
             try:
                 with connection.scope:
                     await serve(connection)
@@ -308,7 +308,7 @@ class URLEndpointListener:
             except Exception:  # The guard around a connection: the others must go on.
                 logger.exception("a connection from %s failed", peer_address or "a peer")
             finally:
-                self._connections.discard(connection)
+                del self._connections[connection]
                 self._connection_ended.set()
                 self._connection_ended = trio.Event()
 

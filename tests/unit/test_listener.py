@@ -318,6 +318,7 @@ async def come_in(listener: trio_p2p.URLEndpointListener) -> trio.SocketStream:
     stream = await trio.open_tcp_stream("127.0.0.1", listener.port)
     await stream.send_all(UPGRADE)
     assert b"101" in await stream.receive_some()
+    await wait_all_tasks_blocked()  # The other side has to get on, too.
     return stream
 
 
@@ -508,6 +509,26 @@ async def test_it_tells_who_is_connected_and_how_busy(tmp_path: Path, autojump_c
             assert listener.status == trio_p2p.ListenerStatus(1, 0)
         await wait_all_tasks_blocked()
         assert listener.connections() == []
+
+
+async def test_its_connections_are_told_in_the_order_in_which_they_came(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    now = 1_800_000_000 * 10**9
+    async with open_test_database(tmp_path / "shop.p2p", clock=lambda: now) as shop:
+        listener = loopback(shop)
+        await nursery.start(listener.serve)
+        came = []
+        for _ in range(3):
+            came.append(await come_in(listener))
+            # Somebody sets the clock back.
+            now -= 3600 * 10**9
+        told = [connection.peer_address for connection in listener.connections()]
+        ours = [stream.socket.getsockname() for stream in came]
+        assert told == [f"{host}:{port}" for host, port in ours]
+        for stream in came:
+            stream.socket.close()
+        await listener.stop()
 
 
 @pytest.mark.parametrize("name", ["_shop", "a b", "Müsli & Söhne", "50%"])
