@@ -94,7 +94,7 @@ def supersede(current: Revision | None, arrived: Revision) -> Revision:
     """
     if current is None or current.is_legacy or arrived.is_legacy:
         return arrived
-    if all(map(arrived.vector.has, current.vector)):
+    if arrived.vector.includes(current.vector):
         return arrived
     if arrived.version != max(arrived.vector.greatest(), current.vector.greatest()):
         return arrived  # From a peer with other rules: a joined vector would break ours.

@@ -204,6 +204,11 @@ class VersionVector:
         """Whether this version, or a later one of the same author, is included."""
         return self.time_of(version.source) >= version.time
 
+    def includes(self, other: VersionVector) -> bool:
+        """Whether it has every version of the other vector. Looks at each version once."""
+        latest = _latest(self)
+        return all(latest.get(source, 0) >= time for time, source in other)
+
     def compare(self, other: VersionVector) -> Order:
         """Relate two revisions of one document by their current versions.
 

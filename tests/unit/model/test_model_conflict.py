@@ -326,6 +326,28 @@ def test_a_newer_revision_that_includes_everything_is_stored_as_it_is():
     assert supersede(None, newer) is newer
 
 
+@pytest.mark.parametrize("seen", [True, False])
+def test_to_take_the_place_of_a_revision_each_vector_is_gone_through_a_few_times(seen, monkeypatch):
+    """However many authors there are: this is done in the transaction of a whole batch."""
+    passes = 0
+    original = VersionVector.__iter__
+
+    def count(vector):
+        nonlocal passes
+        passes += 1
+        return original(vector)
+
+    authors = [SourceID(n.to_bytes(16, "big")) for n in range(1, 200)]
+    current = edited(authors, list(range(1, 200)))
+    later = Version(999, ME)
+    newer = Revision(current.vector.edited(later) if seen else VersionVector(later))
+    monkeypatch.setattr(VersionVector, "__iter__", count)
+    stored = supersede(current, newer)
+    assert passes < 10
+    assert (stored is newer) is seen
+    assert stored.vector == current.vector.edited(later)
+
+
 def test_a_newer_revision_of_other_rules_is_stored_as_it_is():
     """Its current version is not the greatest: joined, ours would not be either."""
     current = edited(SOURCES[:2], [5, 9])

@@ -344,6 +344,13 @@ def test_a_vector_has_every_version_up_to_the_latest_of_each_author():
     assert not made.has(version("1@D"))
 
 
+@given(vectors(), vectors())
+def test_a_vector_includes_another_if_it_has_all_its_versions(first, second):
+    assert first.includes(second) == all(map(first.has, second))
+    assert first.includes(first)
+    assert join(first, second).includes(second)
+
+
 # --- Edits, merges and joins ----------------------------------------------------------------------
 
 
