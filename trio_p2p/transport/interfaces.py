@@ -134,6 +134,9 @@ def _address(told: str | tuple[str, int, int]) -> Address:
     if isinstance(told, str):
         return ipaddress.ip_address(told)
     text, _, scope = told
-    address = ipaddress.ip_address(text)
+    # The system may tell the scope of an address by its name, too.
+    address = ipaddress.ip_address(text.partition("%")[0])
     # Every interface has link-local addresses of the same network: they are of use only with it.
-    return ipaddress.ip_address(f"{text}%{scope}") if address.is_link_local and scope else address
+    if not (scope and address.is_link_local):
+        return address
+    return ipaddress.ip_address(f"{address}%{scope}")
