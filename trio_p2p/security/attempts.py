@@ -1,7 +1,8 @@
 """How often a password was wrong, and how long its address waits before the next is looked at.
 
 The wait is short and bounded, so that nobody is locked out by what others do from behind the same
-address, and yet guessing is slow.
+address, and yet guessing one password after the other is slow. Attempts side by side wait side by
+side: as many as there are places for connections that wait to be let in.
 """
 
 from __future__ import annotations
