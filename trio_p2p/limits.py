@@ -264,9 +264,13 @@ BLOBS_SENT_AT_ONCE: Final = 8
 # What a missing blob takes in memory while a revision waits for it: some hundred bytes, for its
 # place in the queue and what is needed to ask for it.
 BLOB_WANTED_BYTES: Final = 1_024
-# How long nothing may come of a blob before another session that wants it goes on with it. Some
-# links bring less than a frame in that time; where these are the only ones, it doubles.
+# How far a blob may be behind the time at which it would come at the least rate, before another
+# session that wants it goes on with it. Some links bring less than a frame in that time; where
+# these are the only ones, it doubles.
 BLOB_PATIENCE_S: Final = 10.0
+# A megabyte in two minutes: about what every message of a transport has to come at, too. It counts
+# only where somebody waits, or a peer that sends a byte now and then could keep all from a blob.
+BLOB_BYTES_PER_S_MIN: Final = 8 * 1024
 # A checkpoint is saved this long after it changed, or after this many completed documents: what a
 # crash may cause to be offered again.
 CHECKPOINT_INTERVAL_S: Final = 1.0

@@ -129,7 +129,7 @@ class _Content:
     def receiving(self) -> LosableTurn:
         """The turn of who receives it; made when first needed, since few blobs are received."""
         if self._receiving is None:
-            self._receiving = LosableTurn()
+            self._receiving = LosableTurn(limits.BLOB_BYTES_PER_S_MIN)
         return self._receiving
 
     async def read(self) -> bytes:
@@ -201,6 +201,7 @@ class IncomingBlob:
     async def write(self, data: bytes) -> None:
         """Append. Raises StoreError, InvalidDocumentError."""
         await self._run(self._unfinished.write, data)
+        self._content.receiving.move(len(data))
 
     async def finish(self) -> bool:
         """Keep it if it is what its digest says, durably; else begin anew. Raises StoreError."""
@@ -213,7 +214,6 @@ class IncomingBlob:
     async def _run(self, function: Callable[..., object], *args: object) -> None:
         with _disk_failures(self._content.engine):
             await self._content.engine.run_aside(function, *args)
-        self._content.receiving.move()
 
 
 class Blobs:
@@ -258,9 +258,9 @@ class Blobs:
         """Save a blob that comes from elsewhere; None if it is here already.
 
         What has come when the block is left without `finish` is kept and gone on with next time.
-        Only one task at a time receives a blob. Others wait for it, until nothing has come for
-        `patience_s`: then one of them goes on with what is there, and the block of the first one is
-        cut off and ends without an error.
+        Only one task at a time receives a blob. Others wait for it, until it is `patience_s` behind
+        the least rate: then one of them goes on with what is there, and the block of the first one
+        is cut off and ends without an error.
 
         Raises: StoreError. Cancelling: safe.
         """
@@ -272,7 +272,7 @@ class Blobs:
                 with _disk_failures(self._engine):
                     unfinished = await self._engine.run_aside(files.resume, sha1)
                 with unfinished:
-                    content.receiving.move()
+                    content.receiving.move(0)
                     yield IncomingBlob(unfinished, content)
         if is_here:
             yield None

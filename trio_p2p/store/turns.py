@@ -31,20 +31,23 @@ class Turns:
 
 
 class LosableTurn:
-    """A turn that is lost to those that wait for it, if whoever has it gets no further.
+    """A turn that is lost to those that wait for it, if whoever has it gets further too slowly.
 
     They have it in the order in which they came.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rate_min: float) -> None:
+        """`rate_min`: by how much whoever has the turn gets further in a second, at least."""
+        self._rate_min = rate_min
         self._is_taken = False
         self._line: deque[trio.Event] = deque()
         self._scope = trio.CancelScope()
-        self._moved_at = math.inf
+        # When whoever has it would be where it is, at the least rate since it last kept up.
+        self._on_time_at = math.inf
 
     @asynccontextmanager
     async def take(self, patience_s: float) -> AsyncIterator[None]:
-        """Have the turn while the block runs, once whoever has it is done, or stuck for so long.
+        """Have the turn while the block runs, once whoever has it is done or so much behind.
 
         The block is cut off when the turn is lost: it ends there, as one of `trio.move_on_after`.
 
@@ -61,9 +64,13 @@ class LosableTurn:
         finally:
             self._pass_on()
 
-    def move(self) -> None:
-        """Whoever has the turn got further. Before the first time it cannot be lost."""
-        self._moved_at = trio.current_time()
+    def move(self, amount: float) -> None:
+        """Whoever has the turn got further by so much. Before the first time it cannot be lost.
+
+        Being faster than it must is no reserve for later.
+        """
+        on_time_at = self._on_time_at + amount / self._rate_min
+        self._on_time_at = min(on_time_at, trio.current_time())
 
     async def _wait(self, patience_s: float) -> None:
         mine = trio.Event()
@@ -71,11 +78,11 @@ class LosableTurn:
         try:
             while not mine.is_set():
                 # Of one that cannot lose it yet, look again later.
-                moved_at = min(self._moved_at, trio.current_time())
-                with trio.move_on_at(moved_at + patience_s):
+                on_time_at = min(self._on_time_at, trio.current_time())
+                with trio.move_on_at(on_time_at + patience_s):
                     await mine.wait()
-                if self._moved_at + patience_s <= trio.current_time():
-                    self._moved_at = math.inf
+                if self._on_time_at + patience_s <= trio.current_time():
+                    self._on_time_at = math.inf
                     self._scope.cancel()
         except trio.Cancelled:
             if mine.is_set():
@@ -86,7 +93,7 @@ class LosableTurn:
 
     def _pass_on(self) -> None:
         """Give the turn to the next one in line, if there is any."""
-        self._moved_at = math.inf
+        self._on_time_at = math.inf
         self._is_taken = bool(self._line)
         if self._line:
             self._line.popleft().set()

@@ -446,6 +446,28 @@ async def test_a_blob_that_is_damaged_in_its_rest_and_as_a_whole_fails(there, au
     assert not files(there, UNFINISHED_DIRECTORY)
 
 
+async def test_a_blob_that_drips_is_gone_on_with_from_another_peer(here, there, autojump_clock):
+    content = os.urandom(300_000)
+    await share_a_blob(content, here)
+    blob = here.default_collection.get("d0")["blob"]
+
+    async def drops():
+        while True:
+            yield b"x"
+            await trio.sleep(limits.BLOB_PATIENCE_S / 4)
+
+    async with hand_made_active(there) as (_, peer, asked), trio.open_nursery() as nursery:
+        peer.begin(pushing("dripping", blob.digest))
+        await wait_all_tasks_blocked()
+        nursery.start_soon(peer.reply_in_parts, asked[blob.digest], Message({}), drops())
+        begun_at = trio.current_time()
+        await sync(here, there)
+        took_s = trio.current_time() - begun_at
+        nursery.cancel_scope.cancel()
+    assert took_s < 3 * limits.BLOB_PATIENCE_S
+    assert await there.default_collection.get("d0")["blob"].read() == content
+
+
 def asking(profile, digest, body=b""):
     return Message({"Profile": profile, "collection": "0", "digest": digest}, body)
 

@@ -75,22 +75,22 @@ class Race:
     """Tasks that take a turn one after the other, and what became of each: when, and how."""
 
     def __init__(self, nursery):
-        self.turn = LosableTurn()
+        self.turn = LosableTurn(rate_min=10)
         self.told = []
         self._nursery = nursery
 
-    async def enter(self, name, *, patience_s=5, moves_s=(), done_after_s=math.inf):
-        """Start one, which gets further at these times after it got the turn."""
-        self._nursery.start_soon(self._hold, name, patience_s, moves_s, done_after_s)
+    async def enter(self, name, *, moves_s=(), amount=100, done_after_s=math.inf):
+        """Start one, which gets further by so much at these times after it got the turn."""
+        self._nursery.start_soon(self._hold, name, moves_s, amount, done_after_s)
         await wait_all_tasks_blocked()
 
-    async def _hold(self, name, patience_s, moves_s, done_after_s):
-        async with self.turn.take(patience_s):
+    async def _hold(self, name, moves_s, amount, done_after_s):
+        async with self.turn.take(5):
             self.told.append((name, "begins", trio.current_time()))
             begun_at = trio.current_time()
             for move_s in moves_s:
                 await trio.sleep_until(begun_at + move_s)
-                self.turn.move()
+                self.turn.move(amount)
             await trio.sleep_until(begun_at + done_after_s)
             self.told.append((name, "is done", trio.current_time()))
 
@@ -130,10 +130,35 @@ async def test_who_gets_further_or_has_not_begun_to_keeps_the_turn(race, moves_s
     assert race.told[1:] == [("first", "is done", 100), ("next", "begins", 100)]
 
 
-async def test_nobody_loses_a_turn_that_nobody_waits_for(race, autojump_clock):
-    await race.enter("stuck", moves_s=[0], done_after_s=1_000)
+async def test_who_gets_further_slower_than_the_least_rate_loses_the_turn(race, autojump_clock):
+    """It falls behind by nine tenths of the time, and by its patience after six seconds."""
+    await race.enter("slow", moves_s=range(100), amount=1)
+    await race.enter("next", done_after_s=1)
+    await trio.sleep(100)
+    (_, _, begun_at), _ = race.told[1:]
+    assert 5 < begun_at <= 6
+
+
+async def test_who_was_fast_at_first_has_no_more_time_later(race, autojump_clock):
+    await race.enter("first", moves_s=[0, 3], amount=1_000_000)
+    await race.enter("next")
+    await trio.sleep(100)
+    assert race.told[1:] == [("next", "begins", 8)]
+
+
+@pytest.mark.parametrize("every_s", [1, 4])
+async def test_who_gets_further_at_the_least_rate_keeps_the_turn(race, every_s, autojump_clock):
+    await race.enter("first", moves_s=range(0, 100, every_s), amount=10 * every_s, done_after_s=100)
+    await race.enter("next")
+    await trio.sleep(200)
+    assert race.told[1:] == [("first", "is done", 100), ("next", "begins", 100)]
+
+
+@pytest.mark.parametrize("moves_s", [[0], range(1_000)], ids=["stuck", "slow"])
+async def test_nobody_loses_a_turn_that_nobody_waits_for(race, moves_s, autojump_clock):
+    await race.enter("first", moves_s=moves_s, amount=1, done_after_s=1_000)
     await trio.sleep(1_001)
-    assert race.told[-1] == ("stuck", "is done", 1_000)
+    assert race.told[-1] == ("first", "is done", 1_000)
 
 
 async def test_who_lost_the_turn_comes_after_who_waited(race, autojump_clock):
@@ -143,7 +168,7 @@ async def test_who_lost_the_turn_comes_after_who_waited(race, autojump_clock):
         for _ in range(2):
             async with race.turn.take(5):
                 order.append(name)
-                race.turn.move()
+                race.turn.move(1)
                 await trio.sleep_forever()
 
     async with trio.open_nursery() as nursery:
@@ -162,7 +187,7 @@ async def test_one_of_several_that_wait_has_its_turn_when_those_before_it_got_st
         patience_s = 5
         while True:
             async with race.turn.take(patience_s):
-                race.turn.move()
+                race.turn.move(0)
                 await trio.sleep_forever()
             patience_s *= 2
 
@@ -203,7 +228,7 @@ async def test_who_is_cancelled_as_it_gets_the_turn_passes_it_on(race, nursery, 
     for take in (take_first, take_and_be_cancelled):
         nursery.start_soon(take)
         await wait_all_tasks_blocked()
-    await race.enter("next", patience_s=100, done_after_s=1)
+    await race.enter("next", done_after_s=1)
     await trio.sleep(100)
     assert race.told == [("next", "begins", 5), ("next", "is done", 6)]
 
@@ -212,7 +237,7 @@ async def test_who_fails_with_a_turn_that_may_be_lost_leaves_it_to_others(race, 
     turn = race.turn
     with trio.move_on_after(1):
         async with turn.take(5):
-            turn.move()
+            turn.move(1)
             await trio.sleep_forever()
     with pytest.raises(ZeroDivisionError):
         async with turn.take(5):
