@@ -249,6 +249,13 @@ REVISION_BYTES_UNANSWERED_MAX: Final = 2 * MIB
 # Revisions requested from a pusher and not yet stored; change lists wait unanswered above it.
 REVISIONS_REQUESTED_MAX: Final = 1_000
 INSERT_BATCH_REVISIONS_MAX: Final = 500
+# Versions in the vectors of the documents that proposals are judged by, before other tasks get a
+# turn: reading them takes some two milliseconds.
+JUDGED_VERSIONS_SLICE: Final = 2_500
+# Versions told in one reply to proposals that are in conflict: the vectors of a whole list, were
+# each document written by fifty authors, and some milliseconds of writing. Beyond it, only the
+# current version is told of what a proposal conflicts with.
+CONFLICT_VERSIONS_MAX: Final = 10_000
 # Ancestors named when asking for a revision. Source: LiteCore's RevFinder.
 ANCESTORS_MAX: Final = 10
 # An async filter that takes longer counts as failed, for the sake of the documents behind it.

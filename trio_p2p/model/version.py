@@ -137,6 +137,9 @@ class VersionVector:
         yield from self.merged
         yield from self.previous
 
+    def __len__(self) -> int:
+        return 1 + len(self.merged) + len(self.previous)
+
     def __str__(self) -> str:
         text = ", ".join(map(str, (self.current, *self.merged)))
         if self.previous:

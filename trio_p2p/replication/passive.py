@@ -20,6 +20,8 @@ from trio_p2p.errors import (
 )
 from trio_p2p.ids import DocumentID
 from trio_p2p.model.conflict import ProposalStatus, judge_proposal
+from trio_p2p.model.document import Revision
+from trio_p2p.model.version import VersionVector
 from trio_p2p.peer import Peer
 from trio_p2p.replication.blob_fetcher import STATUS_FULL
 from trio_p2p.replication.blob_server import BlobServer
@@ -73,6 +75,33 @@ NO_CHECKPOINT = HeldCheckpoint("", b"{}")
 
 
 @dataclass(slots=True)
+class _Listed:
+    """A list of proposals, and the answers that were found so far."""
+
+    proposals: Sequence[Proposal]
+    respond: Respond
+    answers: list[ProposalAnswer] = field(default_factory=list)
+    versions_told: int = 0
+
+    @property
+    def is_answered(self) -> bool:
+        return len(self.answers) == len(self.proposals)
+
+    def refuse(self, current: Revision) -> ProposalAnswer:
+        """That a proposal conflicts with a revision, which is told as far as there is room.
+
+        Its current version alone tells whether the proposed revision was made on top of it.
+        """
+        if current.is_legacy:
+            return ProposalAnswer(ProposalStatus.CONFLICT, current.trees[0])
+        told = current.vector
+        if self.versions_told + len(told) > limits.CONFLICT_VERSIONS_MAX:
+            told = VersionVector(told.current)
+        self.versions_told += len(told)
+        return ProposalAnswer(ProposalStatus.CONFLICT, told)
+
+
+@dataclass(slots=True)
 class _Part:
     """What works on one collection."""
 
@@ -80,8 +109,8 @@ class _Part:
     inserter: Inserter
     feeder: Feeder | None = None
     fetch: Feeder | None = None
-    # Proposals wait here while the inserter is behind.
-    proposals: deque[tuple[ProposeChanges, Respond]] = field(default_factory=deque)
+    # Proposals wait here while the inserter is behind; of the first ones some may be judged.
+    proposals: deque[_Listed] = field(default_factory=deque)
     answering: bool = False
     """Whether a task answers them."""
     # Documents deleted here that the peer, knowing nothing of them, writes anew: the latest ones.
@@ -208,7 +237,8 @@ class PassiveSession:
             case SubscribeChanges():
                 self._subscribe(part, request, respond)
             case ProposeChanges():
-                part.proposals.append((request, respond))
+                self._journal.offered(len(request.proposals))
+                part.proposals.append(_Listed(request.proposals, respond))
                 self._answer_proposals(part)
             case SendRevisions():
                 self._arrived(part, request, respond)
@@ -351,38 +381,47 @@ class PassiveSession:
     # --- Being pushed to -------------------------------------------------------------------------
 
     def _answer_proposals(self, part: _Part) -> None:
-        """Answer what waits, as far as the inserter keeps up: one now, the others by and by."""
+        """Answer what waits, as far as the inserter keeps up: a slice now, the rest by and by."""
         if part.answering or not part.may_answer:
             return
-        self._answer_proposal(part)
+        self._judge_slice(part)
         if part.may_answer:
             part.answering = True
             self._start(self._answer_other_proposals, part)
 
     async def _answer_other_proposals(self, part: _Part) -> None:
-        """Many may have waited for the inserter, and other tasks want their turns."""
+        """Lists may be long, or many may have waited, and other tasks want their turns."""
         await trio.lowlevel.checkpoint()
         while part.may_answer:
-            self._answer_proposal(part)
+            self._judge_slice(part)
             await trio.lowlevel.checkpoint()
         part.answering = False
 
-    def _answer_proposal(self, part: _Part) -> None:
-        request, respond = part.proposals.popleft()
-        self._journal.offered(len(request.proposals))
+    def _judge_slice(self, part: _Part) -> None:
+        """Judge the next proposals, less if their documents have long vectors."""
+        listed = part.proposals[0]
+        room_rows, room_versions = limits.SCAN_SLICE_ROWS, limits.JUDGED_VERSIONS_SLICE
         with self._engine.read() as txn:
-            answers = tuple(self._judge(txn, part, p) for p in request.proposals)
-        respond(ProposalsReply(answers))
+            while not listed.is_answered and room_rows > 0 and room_versions > 0:
+                proposal = listed.proposals[len(listed.answers)]
+                head = documents.head(txn, part.link.number, proposal.document_id)
+                current = head.revision if head else None
+                listed.answers.append(self._judge(part, listed, proposal, current))
+                room_rows -= 1
+                room_versions -= len(current.vector) + len(current.trees) if current else 0
+        if listed.is_answered:
+            part.proposals.popleft()
+            listed.respond(ProposalsReply(tuple(listed.answers)))
 
-    def _judge(self, txn: ReadTransaction, part: _Part, proposal: Proposal) -> ProposalAnswer:
-        head = documents.head(txn, part.link.number, proposal.document_id)
-        current = head.revision if head else None
+    def _judge(
+        self, part: _Part, listed: _Listed, proposal: Proposal, current: Revision | None
+    ) -> ProposalAnswer:
         status = judge_proposal(current, proposal.revision_id, proposal.parent)
         if status is not ProposalStatus.WANTED:
             self._journal.settled()
         if status is ProposalStatus.CONFLICT:
             assert current is not None
-            return ProposalAnswer(status, current.trees[0] if current.is_legacy else current.vector)
+            return listed.refuse(current)
         if current is not None and current.deleted and proposal.parent is None:
             part.expect_revival(proposal.document_id)
         return ProposalAnswer(status)

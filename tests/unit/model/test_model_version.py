@@ -239,6 +239,7 @@ def test_the_parts_of_a_vector_are_current_merged_and_previous():
     assert parsed.merged == (version("5@A"), version("3@B"))
     assert parsed.previous == (version("1@C"),)
     assert vector("7@me, 5@A").merged == (version("5@A"),)
+    assert len(parsed) == len(list(parsed)) == 4
 
 
 @pytest.mark.behaviour("V4")

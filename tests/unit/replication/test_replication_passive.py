@@ -14,8 +14,10 @@ from trio_p2p.errors import ConnectionLostError, PeerError, ReplicationError, St
 from trio_p2p.ids import SourceID
 from trio_p2p.listener import URLEndpointListener
 from trio_p2p.listener_configuration import URLEndpointListenerConfiguration
+from trio_p2p.model.conflict import judge_proposal
 from trio_p2p.model.version import Version, VersionVector
 from trio_p2p.peer import Peer
+from trio_p2p.replication import passive
 from trio_p2p.replication.journal import Journal
 from trio_p2p.replication.passive import PassiveSession
 from trio_p2p.store import checkpoints
@@ -632,9 +634,9 @@ async def test_proposals_wait_while_too_much_is_still_to_be_stored(
     assert answered == answers
 
 
-async def test_others_have_their_turns_while_proposals_that_waited_are_answered(
-    client, server, notes, monkeypatch, nursery
-):
+@pytest.fixture
+def judged_at(monkeypatch, nursery):
+    """In which turn of another task each proposal was judged; these count from the first one."""
     turns, judged_at = 0, []
 
     async def count_turns():
@@ -643,13 +645,19 @@ async def test_others_have_their_turns_while_proposals_that_waited_are_answered(
             await trio.lowlevel.checkpoint()
             turns += 1
 
-    judge = server.session._judge
-
-    def note(txn, part, proposal):
+    def note(*judged):
+        if not judged_at:
+            nursery.start_soon(count_turns)
         judged_at.append(turns)
-        return judge(txn, part, proposal)
+        return judge_proposal(*judged)
 
-    monkeypatch.setattr(server.session, "_judge", note)
+    monkeypatch.setattr(passive, "judge_proposal", note)
+    return judged_at
+
+
+async def test_others_have_their_turns_while_proposals_that_waited_are_answered(
+    client, monkeypatch, judged_at
+):
     await client.open()
     pending = []
     with monkeypatch.context() as patch:
@@ -659,14 +667,90 @@ async def test_others_have_their_turns_while_proposals_that_waited_are_answered(
             pending.append(client.peer.begin(client.message("proposeChanges", rows, 0, {}, False)))
         await wait_all_tasks_blocked()
         assert judged_at == []
-    nursery.start_soon(count_turns)
     await client.send_revision("a", version(1))
     for one in pending:
         assert (await one.wait()).body == b"[]"
     # Trio chooses the order of tasks by chance, so that two may follow one another.
-    assert max(map(judged_at.count, judged_at)) <= 2
+    assert max(map(judged_at.count, judged_at[1:])) <= 2
     # Whoever comes later is not forgotten.
     assert await client.propose(["a", version(1), ""]) == [304]
+
+
+async def test_others_have_their_turns_while_a_long_list_is_answered(
+    client, notes, monkeypatch, judged_at
+):
+    monkeypatch.setattr(limits, "SCAN_SLICE_ROWS", 5)
+    await client.open()
+    for number in range(0, 100, 2):
+        await client.send_revision(f"d{number}", version(1))
+    answers = await client.propose(*([f"d{number}", version(1), ""] for number in range(100)))
+    assert answers == [304, 0] * 49 + [304]
+    assert max(map(judged_at.count, judged_at)) <= 10
+
+
+async def test_others_have_their_turns_while_long_vectors_are_read(
+    client, notes, monkeypatch, judged_at
+):
+    """One long vector is enough: the same document may stand in a list as often as one likes."""
+    monkeypatch.setattr(limits, "JUDGED_VERSIONS_SLICE", 60)
+    await client.open()
+    authors = [SourceID(bytes([number]) * 16) for number in range(1, 30)]
+    history = ", ".join(str(version(0, author)) for author in authors)
+    await client.send_revision("a", version(1), history=history)
+    answers = await client.propose(*[["a", version(1), ""]] * 100)
+    assert answers == [304] * 100
+    assert max(map(judged_at.count, judged_at)) <= 4
+
+
+async def test_lists_are_answered_in_the_order_in_which_they_came(client, monkeypatch):
+    monkeypatch.setattr(limits, "SCAN_SLICE_ROWS", 5)
+    await client.open()
+    answered = []
+    for length in (50, 1, 20):
+        rows = [[f"d{number}", str(version(1)), ""] for number in range(length)]
+        message = client.message("proposeChanges", rows, 0, {}, False)
+        client.peer.send(message, lambda _, length=length: answered.append(length))
+    await wait_all_tasks_blocked()
+    assert answered == [50, 1, 20]
+
+
+async def test_a_list_that_was_begun_goes_on_once_what_was_wanted_is_stored(
+    client, server, monkeypatch
+):
+    monkeypatch.setattr(limits, "SCAN_SLICE_ROWS", 1)
+    await client.open()
+    rows = [[name, str(version(1)), ""] for name in "abc"]
+    with monkeypatch.context() as patch:
+
+        def fall_behind(*judged):
+            patch.setattr(limits, "REVISIONS_REQUESTED_MAX", 0)
+            return judge_proposal(*judged)
+
+        patch.setattr(passive, "judge_proposal", fall_behind)
+        pending = client.peer.begin(client.message("proposeChanges", rows, 0, {}, False))
+        await wait_all_tasks_blocked()
+        assert server.session.busy
+        assert len(server.session._parts[0].proposals[0].answers) == 1
+    # It is here when the rest is judged.
+    await client.send_revision("c", version(1))
+    assert json.loads((await pending.wait()).body) == [0, 0, 304]
+
+
+async def test_a_reply_tells_so_many_whole_vectors_and_then_current_versions_alone(
+    client, notes, monkeypatch
+):
+    """Or the same document, proposed two thousand times, would fill more than a message."""
+    monkeypatch.setattr(limits, "CONFLICT_VERSIONS_MAX", 5)
+    await client.open()
+    await client.send_revision("long", version(1))
+    long = (await notes.put("long", {})).revision.vector
+    short = (await notes.put("short", {})).revision.vector
+    assert (len(long), len(short)) == (2, 1)
+    rows = [[name, version(2), version(0)] for name in ["long"] * 3 + ["short"] * 2]
+    told = [answer["rev"] for answer in await client.propose(*rows)]
+    assert told == [str(v) for v in (long, long, long.current, short, short)]
+    # Each reply has as much room.
+    assert await client.propose(rows[0]) == [{"status": 409, "rev": str(long)}]
 
 
 # --- What wants no reply --------------------------------------------------------------------------

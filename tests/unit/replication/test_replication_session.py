@@ -7,6 +7,7 @@ from random import Random
 import pytest
 import trio
 
+from trio_p2p import limits
 from trio_p2p.errors import (
     CallbackError,
     ClockSkewError,
@@ -320,6 +321,23 @@ async def test_a_push_goes_on_after_its_acknowledgement_was_lost(here, there):
     await put(here, "a", x=2)
     assert counts(await sync(here, there, pull=False)) == (1, 1, 0, 0)
     assert bodies(there) == {"a": {"x": 2}}
+
+
+async def test_the_current_version_is_enough_to_go_on_from(here, there, monkeypatch):
+    """The peer tells no more of what it has than that, where lists are long."""
+    monkeypatch.setattr(limits, "CONFLICT_VERSIONS_MAX", 0)
+    await put(here, "a", x=1)
+    await sync(here, there)
+    await put(there, "a", x=2)
+    await sync(here, there)
+    await here.engine.write(lambda txn: txn.raw.drop(txn.tables.known_revisions, delete=False))
+    await put(here, "a", x=3)
+    assert counts(await sync(here, there, pull=False)) == (1, 1, 0, 0)
+    await put(here, "b", by="here")
+    await trio.sleep(1)
+    await put(there, "b", by="there")
+    await sync(here, there)
+    assert bodies(here) == bodies(there) == {"a": {"x": 3}, "b": {"by": "there"}}
 
 
 @pytest.mark.parametrize("continuous", [False, True])
