@@ -142,7 +142,8 @@ MESSAGE_STALL_S: Final = 120.0
 INFLATION_RATIO: Final = 100
 INFLATION_BYTES_MAX: Final = 64 * MIB
 INFLATION_BYTES_PER_S: Final = 8 * MIB
-# Reading the body of a message this large takes milliseconds, so it is done in a thread.
+# Reading the body of a message this large takes milliseconds, and so does writing one: that is done
+# in a thread.
 READ_ASIDE_BYTES: Final = 64 * 1024
 # LiteCore refuses WebSocket messages larger than this.
 TRANSPORT_MESSAGE_BYTES_MAX: Final = MIB

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from io import BytesIO
 from typing import Any
 
 import cbor2
@@ -152,8 +153,17 @@ def _separators(text: bytes) -> int:
 
 
 def body_to_json(encoded: bytes) -> bytes:
-    """Turn stored CBOR into JSON."""
+    """Turn stored CBOR into JSON. In a thread, that of a large body lets others run in between."""
+    if len(encoded) > limits.READ_ASIDE_BYTES:
+        return orjson.dumps(cbor2.load(_Pieces(encoded)))
     return orjson.dumps(cbor2.loads(encoded))
+
+
+class _Pieces(BytesIO):
+    """Read by calls of Python code, at which the interpreter may turn to another thread."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(size)
 
 
 class _NoTags(dict[int, Callable[[cbor2.CBORDecoder, bool], Any]]):

@@ -161,7 +161,13 @@ class PassiveSession:
         self._pulse = Pulse()
         self._window = Window()
         self._peer = Peer(transport, budget=budget)
-        self._profile = CouchbaseProfile(self._peer, self._handle, active=False, deltas=deltas)
+        self._profile = CouchbaseProfile(
+            self._peer,
+            self._handle,
+            active=False,
+            deltas=deltas,
+            run_aside=self._engine.run_aside,
+        )
         self._readable = frozenset(collection.number for collection in collections)
         self._blob_server = BlobServer(self._engine, self._profile, journal, self._readable)
         self._parts: list[_Part] = []
@@ -191,6 +197,7 @@ class PassiveSession:
                 async with trio.open_nursery() as nursery:
                     self._tasks = nursery
                     nursery.start_soon(self._end_if_nothing_is_asked)
+                    nursery.start_soon(self._profile.run)
                     await self._peer.run(self._profile.on_request, self._profile.prepare)
             except* TrioP2PError as group:
                 failure = group

@@ -180,6 +180,7 @@ class ActiveSession:
             active=True,
             deltas=plan.deltas,
             names_collections=plan.names_collections,
+            run_aside=self._engine.run_aside,
         )
         self._readable = frozenset(each.collection.number for each in plan.collections)
         self._blob_server = BlobServer(
@@ -217,6 +218,7 @@ class ActiveSession:
         try:
             async with trio.open_nursery() as services:
                 self._services = services
+                services.start_soon(self._profile.run)
                 services.start_soon(
                     self._peer.run,
                     self._profile.on_request,

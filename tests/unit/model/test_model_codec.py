@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from trio_p2p import limits
 from trio_p2p.errors import BlobNotFoundError, InvalidDocumentError
+from trio_p2p.model import codec
 from trio_p2p.model.blob import format_digest
 from trio_p2p.model.codec import (
     INTEGER_MAX,
@@ -330,6 +331,23 @@ def test_bodies_round_trip_through_json(body):
 
 def test_json_is_written_without_spaces():
     assert body_to_json(encode_body({"a": [1, None, "é"]})) == '{"a":[1,null,"é"]}'.encode()
+
+
+def test_a_large_body_is_read_in_pieces_to_be_written_as_json(monkeypatch):
+    """Between two of them other threads may run, which they may not while one is read."""
+    sizes = []
+    read = codec._Pieces.read
+
+    def note(pieces, size=-1):
+        sizes.append(size)
+        return read(pieces, size)
+
+    monkeypatch.setattr(codec._Pieces, "read", note)
+    small, large = {"a": [[1]] * 1_000}, {"a": [[1]] * 100_000}
+    for body in (small, large):
+        assert body_to_json(encode_body(body)) == orjson.dumps(body)
+    assert len(sizes) > 10
+    assert all(0 < size <= 16_384 for size in sizes)
 
 
 @pytest.mark.parametrize(

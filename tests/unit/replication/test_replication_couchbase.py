@@ -78,11 +78,19 @@ class Side:
     def __init__(self, transport, *, active, deltas):
         self.transport = transport
         self.peer = Peer(transport)
-        self.profile = CouchbaseProfile(self.peer, self._handle, active=active, deltas=deltas)
+        self.aside = []
+        self.profile = CouchbaseProfile(
+            self.peer, self._handle, active=active, deltas=deltas, run_aside=self._run_aside
+        )
         self.asked = []
         self.answers = []
         self.raw_answer = None
         self.heard = []
+
+    async def _run_aside(self, function, *args):
+        self.aside.append(function)
+        await trio.lowlevel.checkpoint()
+        return function(*args)
 
     def on_request(self, number, message):
         self.heard.append(message)
@@ -105,6 +113,7 @@ async def open_sides(*, deltas_here=False, deltas_there=False):
     async with trio.open_nursery() as nursery:
         for side in (active, passive):
             nursery.start_soon(side.peer.run, side.on_request)
+            nursery.start_soon(side.profile.run)
         yield active, passive
         nursery.cancel_scope.cancel()
 
@@ -320,6 +329,30 @@ async def test_a_delta_goes_over_in_place_of_the_body(active, passive):
     assert passive.asked == [SendRevisions(1, (arrived,))]
     [heard] = passive.heard
     assert (heard.properties["deltaSrc"], heard.body) == (str(V1), b'{"n":1}')
+
+
+async def test_large_bodies_are_written_aside_and_go_out_in_order(active, passive, monkeypatch):
+    monkeypatch.setattr(limits, "READ_ASIDE_BYTES", 100)
+    sent = [
+        SentRevision(OTHER, str(number), replace(EDIT, body=encode_body({"x": "y" * length})))
+        for number, length in enumerate([1, 200, 2, 300, 3])
+    ]
+    active.profile.send_revisions(1, sent[:2], lambda sent, outcome: None)
+    # Before the large one is written, and behind it.
+    active.profile.send_revisions(1, sent[2:], lambda sent, outcome: None)
+    assert active.aside == []
+    await wait_all_tasks_blocked()
+    assert passive.asked == [SendRevisions(1, (one,)) for one in sent]
+    assert len(active.aside) == 2
+
+
+async def test_the_delta_of_a_large_body_is_written_already(active, passive, monkeypatch):
+    monkeypatch.setattr(limits, "READ_ASIDE_BYTES", 0)
+    sent = SentRevision(OTHER, "7", EDIT, V1, Delta(V1, b'{"n":1}', 99))
+    active.profile.send_revisions(1, [sent], lambda sent, outcome: None)
+    await wait_all_tasks_blocked()
+    assert [len(asked.revisions) for asked in passive.asked] == [1]
+    assert active.aside == []
 
 
 @pytest.mark.parametrize("here", [True, False])

@@ -358,6 +358,28 @@ async def test_a_document_that_no_message_holds_is_withheld_and_others_are_sent(
     assert (failed, error.status) == ("b", 413)
 
 
+async def test_a_large_document_is_written_beside_the_loop(connect, notes, database, monkeypatch):
+    """Any reader may ask for it over and over."""
+    aside = []
+    run_aside = database.engine.run_aside
+
+    async def note(function, *args):
+        aside.append(function)
+        return await run_aside(function, *args)
+
+    monkeypatch.setattr(database.engine, "run_aside", note)
+    client, _ = connect()
+    await notes.put("a", {"n": 1})
+    await notes.put("b", {"text": "x" * limits.READ_ASIDE_BYTES})
+    await notes.put("c", {"n": 3})
+    client.wants_all = True
+    await client.open()
+    await client.ask("subChanges")
+    await wait_all_tasks_blocked()
+    assert sorted(client.revisions()) == ["a", "b", "c"]
+    assert len(aside) == 1
+
+
 @pytest.mark.behaviour("S4a")
 @pytest.mark.parametrize("running", ["false", "true"])
 @pytest.mark.parametrize("following", ["false", "true"])

@@ -7,11 +7,14 @@ Source: LiteCore's Replicator, and conversations recorded with it.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 import orjson
+import trio
 
 from trio_p2p import limits
 from trio_p2p.blip import Message
@@ -28,7 +31,7 @@ from trio_p2p.hearsay import repeatable
 from trio_p2p.ids import DocumentID
 from trio_p2p.model.blob import format_digest
 from trio_p2p.model.codec import body_to_json
-from trio_p2p.peer import PartialReply, Peer, Pending
+from trio_p2p.peer import PartialReply, Peer, Pending, RunSync
 from trio_p2p.replication.messages import (
     CollectionsReply,
     GetAttachment,
@@ -77,7 +80,7 @@ STATUS_TOO_LARGE = 413
 
 
 class CouchbaseProfile:
-    """Writes and reads messages for one peer."""
+    """Writes and reads messages for one peer. `run` must be running for large revisions to go."""
 
     def __init__(
         self,
@@ -87,10 +90,12 @@ class CouchbaseProfile:
         active: bool,
         deltas: bool = False,
         names_collections: bool = True,
+        run_aside: RunSync | None = None,
     ) -> None:
         """`handler` gets the peer's requests; `active` tells which side we are.
 
-        `deltas` enables them, if the peer does so too.
+        `deltas` enables them, if the peer does so too. `run_aside` calls what takes long,
+        None: in a thread.
         """
         self._peer = peer
         self._handler = handler
@@ -107,6 +112,10 @@ class CouchbaseProfile:
         self._deltas_announced: set[str] = set()
         # Whether the peer has answered a message about a collection.
         self.is_understood = False
+        self._run_aside = run_aside or trio.to_thread.run_sync
+        # Revisions to be sent from the first one on whose large body is not written yet.
+        self._unwritten: deque[tuple[int, SentRevision, OnOutcome]] = deque()
+        self._wake = trio.Event()
 
     @property
     def deltas_wanted(self) -> bool:
@@ -186,7 +195,31 @@ class CouchbaseProfile:
         self, collection: int, revisions: Sequence[SentRevision], on_outcome: OnOutcome
     ) -> None:
         for sent in revisions:
-            self._send_revision(collection, sent, on_outcome)
+            if self._unwritten or _is_large(sent):
+                self._unwritten.append((collection, sent, on_outcome))
+                self._wake.set()
+            else:
+                content = _content(sent, stubs=not self._blobs_known)
+                self._send_revision(collection, sent, content, on_outcome)
+
+    async def run(self) -> NoReturn:
+        """Write large bodies aside, for ever; what is sent behind one goes out behind it.
+
+        Cancelling: what waits is not sent.
+        """
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            while self._unwritten:
+                collection, sent, on_outcome = self._unwritten[0]
+                write = partial(_content, sent, stubs=not self._blobs_known)
+                if _is_large(sent):
+                    content = await self._run_aside(write)
+                else:
+                    await trio.lowlevel.checkpoint()
+                    content = write()
+                self._unwritten.popleft()
+                self._send_revision(collection, sent, content, on_outcome)
 
     def send_no_revision(self, message: NoRevision) -> None:
         properties = {
@@ -223,7 +256,9 @@ class CouchbaseProfile:
     def release(self, what: Hashable) -> None:
         self._peer.release(what)
 
-    def _send_revision(self, collection: int, sent: SentRevision, on_outcome: OnOutcome) -> None:
+    def _send_revision(
+        self, collection: int, sent: SentRevision, content: bytes, on_outcome: OnOutcome
+    ) -> None:
         revision = sent.revision
         properties = {
             "id": str(sent.document_id),
@@ -241,18 +276,13 @@ class CouchbaseProfile:
             properties["replacedRev"] = describe(sent.replaced)
         if sent.delta is not None:
             properties["deltaSrc"] = describe(sent.delta.base)
-            body = sent.delta.content
-        else:
-            body = body_to_json(revision.body)
-            if not self._blobs_known:
-                body = with_stubs(body)
 
         def on_reply(reply: Message | PeerError | ConnectionLostError) -> None:
             # What a lost connection leaves unanswered has no outcome: the session ends by it.
             if not isinstance(reply, ConnectionLostError):
                 on_outcome(sent, outcome_of(reply))
 
-        message = self._message("rev", collection, properties, body, compressed=True)
+        message = self._message("rev", collection, properties, content, compressed=True)
         try:
             self._peer.send(message, on_reply)
         except LocalProtocolError as exc:
@@ -398,6 +428,19 @@ class CouchbaseProfile:
             return False
         self._deltas_announced.add(collection)
         return True
+
+
+def _is_large(sent: SentRevision) -> bool:
+    """Whether its body takes long to write."""
+    return sent.delta is None and len(sent.revision.body) > limits.READ_ASIDE_BYTES
+
+
+def _content(sent: SentRevision, *, stubs: bool) -> bytes:
+    """What a message holds of a revision. `stubs`: blobs are listed in it."""
+    if sent.delta is not None:
+        return sent.delta.content
+    body = body_to_json(sent.revision.body)
+    return with_stubs(body) if stubs else body
 
 
 def _collection(properties: values.Properties) -> int:
