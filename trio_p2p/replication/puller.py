@@ -255,6 +255,7 @@ class Puller:
 
     def _wanted(self, txn: ReadTransaction, change: OfferedChange) -> Wanted | None:
         """Whether to ask for an offered revision. Raises RemoteProtocolError."""
+        self._unoffered.discard(change.document_id)
         requested = self._requested.get(change.sequence)
         if requested == change.document_id:
             return None  # Offered by two subscriptions; it is on its way.
@@ -263,7 +264,6 @@ class Puller:
                 "two documents have one sequence", sequence=change.sequence, document_id=requested
             )
         self._sequences.begin(change.sequence, in_order=change.document_id not in self._fetching)
-        self._unoffered.discard(change.document_id)
         if self._document_ids is not None and change.document_id not in self._document_ids:
             # A peer that offers it all the same is broken, or has something in mind with it.
             self._complete(change.document_id, change.sequence)

@@ -297,6 +297,20 @@ async def test_what_failed_for_now_and_is_gone_from_the_peer_is_done(pull, nurse
     assert not pull.puller.busy
 
 
+async def test_what_failed_and_is_on_its_way_again_when_it_is_fetched_is_not_taken_for_gone(
+    pull, nursery
+):
+    """The feed has brought a newer revision meanwhile, which the fetch offers, too."""
+    await fail(pull, "1", revision(1))
+    await pull.offer(("2", "d", revision(2)))
+    nursery.start_soon(pull.puller.retry_failed)
+    await wait_all_tasks_blocked()
+    assert await pull.offer(("2", "d", revision(2))) == [False]
+    await pull.withhold("2", "d", 503)
+    await pull.offer()
+    assert (pull.sequences.reached, pull.puller.has_failed) == ("1", True)
+
+
 async def test_what_was_never_promised_cannot_be_withheld(pull):
     await pull.withhold("1", "a", 404)
     assert not pull.failures
