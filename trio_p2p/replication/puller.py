@@ -169,8 +169,7 @@ class Puller:
             # The peer has it no more.
             self._complete(document_id, self._failed[document_id])
         # Not by their documents, which may be offered again and again.
-        fetched = set(document_ids)
-        awaited = {sequence for sequence, name in self._requested.items() if name in fetched}
+        awaited = {s for s, name in self._requested.items() if name in self._fetching}
         await self._link.pulse.until(lambda: awaited.isdisjoint(self._requested))
 
     async def retry_failed(self) -> None:
