@@ -196,6 +196,37 @@ async def test_a_filter_that_never_returns_holds_up_neither_others_nor_the_stop(
     assert isinstance(event.error, trio_p2p.CallbackError)
 
 
+async def fail_when_cut_off(*_: object) -> bool:
+    """A filter or resolver that waits in a nursery whose task raises when it is cancelled."""
+
+    async def connected_to_a_server() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise LookupError("the server is gone")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connected_to_a_server)
+        await trio.sleep(10)
+    return True
+
+
+@pytest.mark.parametrize("function", ["push_filter", "pull_filter", "conflict_resolver"])
+async def test_what_fails_when_a_lost_connection_cuts_it_off_does_not_end_the_replication(
+    pair: Pair, autojump_clock: Any, function: str
+) -> None:
+    await put(pair.shop, a=True)
+    await put(pair.till, a=False)
+    config = filtered(pair, continuous=True, **{function: fail_when_cut_off})
+    async with trio_p2p.open_replicator(config) as replicator:
+        await trio.sleep(1)
+        await pair.network.cut()
+        status = await replicator.wait_for(ActivityLevel.OFFLINE)
+        assert isinstance(status.error, trio_p2p.ReplicationError)
+        assert status.error.retryable
+        await replicator.wait_for(BUSY)
+
+
 class Slow:
     """A filter that takes a second for each document, and counts how many it has at once."""
 

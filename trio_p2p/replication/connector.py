@@ -16,6 +16,7 @@ import trio
 from cryptography import x509
 
 from trio_p2p import limits
+from trio_p2p.callbacks import failure_of
 from trio_p2p.errors import (
     CallbackError,
     ConfigurationError,
@@ -273,16 +274,12 @@ async def _dial(dial: Dial) -> MessageTransport | trio.abc.Stream:
     """Call a function of the user's, whose failures mean what those of the system's would."""
     try:
         return _checked(await dial())
-    except Exception as exc:  # The guard around a function of the user's.
-        failure = _meaning(exc)
-    except BaseExceptionGroup as group:
-        # It was cut off. Without a nursery, what is raised then takes the place of Cancelled.
-        _, others = group.split(trio.Cancelled)
-        if not isinstance(others, ExceptionGroup):
+    except (Exception, BaseExceptionGroup) as exc:  # The guard around a function of the user's.
+        failure = failure_of(exc)
+        if failure is None:
             raise
-        failure = _meaning(others)
     # Raised out here, a member of a group does not become the effect of its own group.
-    raise failure
+    raise _meaning(failure)
 
 
 def _checked(made: MessageTransport | trio.abc.Stream) -> MessageTransport | trio.abc.Stream:

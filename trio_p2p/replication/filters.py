@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from trio_p2p import limits
+from trio_p2p.callbacks import failure_of
 from trio_p2p.errors import CallbackError
 from trio_p2p.ids import DocumentID
 from trio_p2p.model.document import Document, StoredRevision
@@ -47,8 +48,11 @@ async def _awaited(verdict: Awaitable[bool], document_id: DocumentID) -> bool:
     try:
         with trio.fail_after(limits.FILTER_TIMEOUT_S):
             return bool(await verdict)
-    except Exception as exc:  # The guard around the user's function.
-        raise _failure(document_id) from exc
+    except (Exception, BaseExceptionGroup) as exc:  # The guard around the user's function.
+        failure = failure_of(exc)
+        if failure is None:
+            raise
+        raise _failure(document_id) from failure
 
 
 def _failure(document_id: DocumentID) -> CallbackError:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import trio
 
 from trio_p2p import limits
+from trio_p2p.callbacks import failure_of
 from trio_p2p.errors import (
     BlobNotFoundError,
     CallbackError,
@@ -253,10 +254,13 @@ class Resolver:
             resolution = self._resolver(conflict)
             if inspect.isawaitable(resolution):
                 resolution = await resolution
-        except Exception as exc:  # The guard around the user's function.
+        except (Exception, BaseExceptionGroup) as exc:  # The guard around the user's function.
+            failure = failure_of(exc)
+            if failure is None:
+                raise
             raise CallbackError(
                 "the conflict resolver failed", document_id=conflict.document_id
-            ) from exc
+            ) from failure
         return resolution
 
     def _decided(self, conflict: Conflict, resolution: Resolution) -> tuple[bytes, bool]:

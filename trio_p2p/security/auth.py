@@ -18,6 +18,7 @@ from typing import Protocol, Self, runtime_checkable
 import trio
 from cryptography import x509
 
+from trio_p2p.callbacks import failure_of
 from trio_p2p.errors import CallbackError, ConfigurationError
 from trio_p2p.security.anonymous import REPLICATOR_LABEL, AnonymousIdentity
 from trio_p2p.security.identity import TLSIdentity
@@ -216,8 +217,11 @@ async def _ask(
         verdict = callback(*arguments)
         if inspect.isawaitable(verdict):
             verdict = await verdict
-    except Exception as exc:  # The guard around a function of the user's.
-        raise CallbackError(f"the {kind} callback raised") from exc
+    except (Exception, BaseExceptionGroup) as exc:  # The guard around a function of the user's.
+        failure = failure_of(exc)
+        if failure is None:
+            raise
+        raise CallbackError(f"the {kind} callback raised") from failure
     return verdict is True
 
 

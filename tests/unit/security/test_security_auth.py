@@ -110,6 +110,23 @@ async def test_a_callback_that_raises_is_told_apart_from_a_refusal():
         assert isinstance(info.value.__cause__, KeyError)
 
 
+async def test_a_callback_whose_tasks_raise_when_it_is_cut_off_has_failed(autojump_clock):
+    async def lose_the_directory():
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise KeyError("no table")
+
+    async def callback(*credentials):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lose_the_directory)
+            await trio.sleep_forever()
+
+    with trio.move_on_after(1), pytest.raises(CallbackError) as info:
+        await ListenerPasswordAuthenticator(callback).admit(showing("x", "y"))
+    assert pytest.RaisesGroup(KeyError).matches(info.value.__cause__)
+
+
 async def test_users_of_a_password_file_are_admitted_and_then_recognised(tmp_path):
     passwords.set_password(tmp_path / "users", "ann", "s3cret")
     listener = ListenerPasswordAuthenticator.from_file(tmp_path / "users")
