@@ -33,15 +33,27 @@ class Filter:
 
         Raises: CallbackError.
         """
-        document = Document(document_id, stored, self._collection)
-        flags = DocumentFlags.DELETED if stored.deleted else DocumentFlags.NONE
-        try:
-            verdict = self._function(document, flags)
-        except Exception as exc:  # The guard around the user's function.
-            raise _failure(document_id) from exc
+        verdict = self._call(document_id, stored)
         if inspect.isawaitable(verdict):
             return _awaited(verdict, document_id)
         return bool(verdict)
+
+    def ask_now(self, document_id: DocumentID, stored: StoredRevision) -> bool | None:
+        """Whether a revision goes over; None if only waiting could tell. Raises: CallbackError."""
+        verdict = self._call(document_id, stored)
+        if not inspect.isawaitable(verdict):
+            return bool(verdict)
+        if inspect.iscoroutine(verdict):
+            verdict.close()  # Or Python would complain that nobody awaited it.
+        return None
+
+    def _call(self, document_id: DocumentID, stored: StoredRevision) -> bool | Awaitable[bool]:
+        document = Document(document_id, stored, self._collection)
+        flags = DocumentFlags.DELETED if stored.deleted else DocumentFlags.NONE
+        try:
+            return self._function(document, flags)
+        except Exception as exc:  # The guard around the user's function.
+            raise _failure(document_id) from exc
 
 
 async def _awaited(verdict: Awaitable[bool], document_id: DocumentID) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterator
+from collections.abc import Iterator
 
 from trio_p2p import limits
 from trio_p2p.errors import CallbackError
@@ -79,11 +79,6 @@ class Pending:
     def _passes(self, push_filter: Filter, document_id: DocumentID, stored: Stored) -> bool:
         """What the filter says; one that is async or fails leaves the document pending."""
         try:
-            verdict = push_filter.ask(document_id, stored)
+            return push_filter.ask_now(document_id, stored) is not False
         except CallbackError:
             return True
-        if isinstance(verdict, Awaitable):
-            if hasattr(verdict, "close"):
-                verdict.close()
-            return True
-        return verdict

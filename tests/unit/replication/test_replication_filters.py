@@ -1,5 +1,6 @@
 """Asking a user's filter about a document."""
 
+import warnings
 from collections.abc import Awaitable
 from typing import Any
 
@@ -67,3 +68,20 @@ async def test_a_filter_that_takes_too_long_is_given_up(notes, autojump_clock):
         await ask(never, document)
     assert isinstance(caught.value.__cause__, trio.TooSlowError)
     assert trio.current_time() == pytest.approx(limits.FILTER_TIMEOUT_S, abs=1)
+
+
+async def test_without_waiting_an_async_filter_tells_nothing_and_leaves_nothing_behind(notes):
+    begun = []
+
+    async def answer_later(document, flags):
+        begun.append(document)
+        await trio.lowlevel.checkpoint()
+        return True
+
+    document = await notes.put("a", {})
+    with warnings.catch_warnings(record=True) as caught:
+        verdict = Filter(answer_later, notes).ask_now(document.id, document.stored)
+    assert (verdict, begun, caught) == (None, [], [])
+    for answer in (True, False):
+        asked = Filter(lambda *_, answer=answer: answer, notes)
+        assert asked.ask_now(document.id, document.stored) is answer
