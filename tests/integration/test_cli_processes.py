@@ -110,6 +110,22 @@ class CommandLine:
                 assert await listener.end(signal.SIGTERM) == 0
 
 
+@asynccontextmanager
+async def listening_here(path: Path) -> AsyncIterator[str]:
+    """The URL of a listener in this process: it sends little while the test does something else."""
+    async with trio_p2p.open_database(path) as database:
+        config = trio_p2p.URLEndpointListenerConfiguration(
+            collections=[database.default_collection],
+            network_interface="127.0.0.1",
+            authenticator=trio_p2p.ListenerPasswordAuthenticator(
+                lambda user, password: (user, password) == ("ann", "s3cret")
+            ),
+            key_store=trio_p2p.MemoryKeyStore(),
+        )
+        async with trio_p2p.open_listener(config) as listener:
+            yield listener.urls[0]
+
+
 @pytest.fixture
 def cli(tmp_path: Path) -> CommandLine:
     return CommandLine(tmp_path)
@@ -319,7 +335,7 @@ async def documents_told(syncing: Running) -> int:
 async def test_an_interrupted_sync_keeps_what_it_did(cli: CommandLine) -> None:
     write_cities(cli.directory / "cities.jsonl", 30_000)
     await cli.run("import", "shop.p2p", "cities.jsonl")
-    async with cli.listening("shop.p2p") as (_, url):
+    async with listening_here(cli.directory / "shop.p2p") as url:
         sync = ["sync", "till.p2p", url, *ACCESS, "--pull", "--json"]
         async with cli.open(*sync) as syncing:
             told = await documents_told(syncing)
@@ -353,7 +369,7 @@ async def test_a_document_that_fails_is_told_and_the_others_arrive(cli: CommandL
 async def test_a_killed_sync_goes_on_near_where_it_was(cli: CommandLine) -> None:
     write_cities(cli.directory / "cities.jsonl", 30_000)
     await cli.run("import", "shop.p2p", "cities.jsonl")
-    async with cli.listening("shop.p2p") as (_, url):
+    async with listening_here(cli.directory / "shop.p2p") as url:
         sync = ["sync", "till.p2p", url, *ACCESS, "--pull"]
         async with cli.open(*sync) as syncing:
             while await documents_told(syncing) < 15_000:
