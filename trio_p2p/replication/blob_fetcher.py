@@ -121,7 +121,12 @@ class BlobFetcher:
             failure = _refused(exc)
         except StoreError as exc:
             failure = RevisionOutcome(STATUS_FULL, str(exc), retryable=True)
+        is_longer = failure is not None and failure.status == STATUS_TOO_MUCH
         for waiting in self._under_way.pop(wanted.sha1):
+            if is_longer and waiting.missing[wanted.sha1].length_max > wanted.length_max:
+                # Another document told of another length: that is no fault of this one's.
+                self._queue.setdefault(wanted.sha1, []).append(waiting)
+                continue
             del waiting.missing[wanted.sha1]
             waiting.kept.append(kept)
             if failure is not None:

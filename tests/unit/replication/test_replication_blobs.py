@@ -565,6 +565,19 @@ async def test_a_document_whose_blob_is_refused_is_not_told_to_be_stored(
     assert there.default_collection.get("a") is None
 
 
+async def test_a_document_that_tells_a_wrong_length_fails_alone(
+    sender, receiver, here, there, autojump_clock
+):
+    """Another one that names the same blob is not to blame."""
+    named = (await sender.save_blob(TEXT, "text/plain")).blob_properties()
+    await sender.default_collection.put("a", {"blob": {**named, "length": len(TEXT) - 1}})
+    await sender.default_collection.put("b", {"blob": named})
+    sides = await sync(here, there)
+    assert failures(sides.active).keys() == {"a"}
+    assert receiver.default_collection.get("a") is None
+    assert await receiver.default_collection.get("b")["blob"].read() == TEXT
+
+
 async def test_missing_blobs_are_held_for_the_peer_while_revisions_wait_for_them(
     there, autojump_clock
 ):
