@@ -31,6 +31,8 @@ _COMPRESSED_TYPES = ("zip", "audio/", "image/", "video/")
 
 OnReady = Callable[[RevisionOutcome | None, Sequence[object]], None]
 """Told once what failed, or None when all blobs are here, and what keeps them so while it is held.
+
+At once if none of them has to be fetched.
 """
 
 
@@ -45,10 +47,10 @@ class _Wanted(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    """A revision that waits for blobs: those that are missing, and what keeps the others here."""
+    """A revision that waits for blobs: those that are missing, and what keeps all of them here."""
 
     missing: dict[bytes, _Wanted]
-    kept: list[object]
+    kept: Sequence[object]
     on_ready: OnReady
 
 
@@ -62,19 +64,21 @@ class BlobFetcher:
         self._queue: OrderedDict[bytes, list[_Waiting]] = OrderedDict()
         self._under_way: dict[bytes, list[_Waiting]] = {}
 
-    def want(self, sent: SentRevision, on_ready: OnReady) -> bool:
-        """See to it that all blobs of a revision are here; False if they are."""
+    def want(self, sent: SentRevision, on_ready: OnReady) -> None:
+        """See to it that all blobs of a revision are here."""
         named = named_blobs(sent.revision.body)
         engine = self._link.engine
+        # First, so that nobody removes one that is here, or comes, before the revision names it.
+        kept = [engine.blobs.keep(sha1) for sha1 in named]
         missing = {sha1 for sha1 in named if not engine.blob_files.has(sha1)}
         missing |= self._foreign(named.keys() - missing)
         if not missing:
-            return False
+            on_ready(None, kept)
+            return
         waiting = _Waiting(
             # Not the mappings: what else stands in them may take more memory than is counted.
             {sha1: _wanted(sha1, named[sha1], sent.document_id) for sha1 in sorted(missing)},
-            # Those that are here are to stay so until the revision names them.
-            [engine.blobs.keep(sha1) for sha1 in named.keys() - missing],
+            kept,
             on_ready,
         )
         self._link.profile.hold(waiting, len(missing) * limits.BLOB_WANTED_BYTES)
@@ -84,7 +88,6 @@ class BlobFetcher:
                 others = self._queue.setdefault(sha1, [])
             others.append(waiting)
         self._link.pulse.notify()
-        return True
 
     def _foreign(self, held: Collection[bytes]) -> set[bytes]:
         """Of blobs that are here, those that only other collections than the session's name.
@@ -113,8 +116,6 @@ class BlobFetcher:
         return bool(self._queue) and len(self._under_way) < limits.BLOBS_FETCHED_AT_ONCE
 
     async def _fetch(self, wanted: _Wanted) -> None:
-        # In hand before it is here, so that nobody removes it the moment it has its name.
-        kept = self._link.engine.blobs.keep(wanted.sha1)
         try:
             failure = await self._get(wanted)
         except PeerError as exc:
@@ -128,7 +129,6 @@ class BlobFetcher:
                 self._queue.setdefault(wanted.sha1, []).append(waiting)
                 continue
             del waiting.missing[wanted.sha1]
-            waiting.kept.append(kept)
             if failure is not None:
                 self._forget(waiting)
             if failure is not None or not waiting.missing:

@@ -138,12 +138,10 @@ class Inserter:
             if failure is not None:
                 arrived.on_inserted(Insertion(failure))
             else:
-                self._enqueue(replace(arrived, kept=kept))
+                self._enqueue(replace(arrived, kept=kept) if kept else arrived)
 
-        if self._fetcher.want(arrived.sent, on_ready):
-            self._fetching += 1
-        else:
-            self._enqueue(arrived)
+        self._fetching += 1
+        self._fetcher.want(arrived.sent, on_ready)
 
     async def _filter_all(self, pull_filter: Filter) -> NoReturn:
         """Put what arrives to the filter; what is async is waited for beside the others."""

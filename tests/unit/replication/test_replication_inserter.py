@@ -166,6 +166,26 @@ async def test_what_arrives_while_a_batch_is_stored_goes_into_the_next_ones(pass
     assert passive.collection.count == count
 
 
+async def test_a_blob_that_is_here_stays_until_the_revision_that_names_it_is_stored(
+    database, nursery
+):
+    """Nothing names it any more as the revision arrives: just then, it might be dropped."""
+    notes = database.default_collection
+    blob = (await database.save_blob(b"x")).blob_properties()
+    await notes.put("b", {"blob": blob})
+    await notes.delete("b")
+    receiver = Receiver(database, None)
+    insertions = []
+    sent = SentRevision(A, "1", revision(1, body={"blob": blob}))
+    receiver.inserter.add(sent, insertions.append)
+    assert (await database.compact()).blobs_removed == 0
+    nursery.start_soon(receiver.inserter.run)
+    await wait_all_tasks_blocked()
+    assert [insertion.outcome for insertion in insertions] == [STORED]
+    assert await notes.get("a")["blob"].read() == b"x"
+    nursery.cancel_scope.cancel()
+
+
 async def test_a_full_database_takes_no_more_but_may_later(tmp_path, nursery):
     async with open_test_database(
         tmp_path / "small", map_size_max=2**20, clock=lambda: NOW
