@@ -273,7 +273,7 @@ class Puller:
             head.revision.has(change.revision_id)
             or any(
                 waiting.has(change.revision_id)
-                for waiting in conflicts.of_document(txn, self._link.number, change.document_id)
+                for waiting in conflicts.heads(txn, self._link.number, change.document_id)
             )
         )
         if held:
@@ -284,7 +284,8 @@ class Puller:
         self._promised.add(change.sequence)
         ancestors: list[RevisionID] = [] if head is None else [head.revision.id]
         if head is not None and known is not None and known not in ancestors:
-            base = bases.get(txn, self._link.number, change.document_id, known)
+            place = (self._link.number, change.document_id)
+            base = bases.get(txn, *place, known, with_body=False)
             # A delta may start from it, if its body was kept.
             ancestors += [known] if base is not None else []
         return Wanted(tuple(ancestors))

@@ -134,7 +134,7 @@ class Pusher:
                 for document_id in some
                 if document_id in self._refused
                 and documents.head(txn, self._link.number, document_id)
-                and not conflicts.of_document(txn, self._link.number, document_id)
+                and not conflicts.heads(txn, self._link.number, document_id)
             ]
         self._fetched.update((document_id, self._refused[document_id]) for document_id in taken)
         return taken
@@ -298,7 +298,7 @@ class Pusher:
         """Whether the peer's revision waits for our resolver: ours is sure to be refused."""
         if not self._pulling or known is None:
             return False
-        if not conflicts.of_document(txn, self._link.number, row.document_id):
+        if not conflicts.heads(txn, self._link.number, row.document_id):
             return False
         stored = documents.head(txn, self._link.number, row.document_id)
         if stored is None or stored.revision.has(known):

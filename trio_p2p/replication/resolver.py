@@ -174,9 +174,11 @@ class Resolver:
         """The next conflict of a document that did not fail already."""
         number = self._link.number
         with self._link.engine.read() as txn:
-            for remote in conflicts.of_document(txn, number, document_id):
-                if (document_id, remote.version) in self._failed:
+            for head in conflicts.heads(txn, number, document_id):
+                if (document_id, head.version) in self._failed:
                     continue
+                remote = conflicts.get(txn, number, document_id, head.version)
+                assert remote is not None
                 local = documents.get(txn, number, document_id)
                 base = None
                 if local is not None:

@@ -47,22 +47,27 @@ class _Base(NamedTuple):
 
 
 def get(
-    txn: ReadTransaction, collection: int, document_id: DocumentID, revision_id: RevisionID
+    txn: ReadTransaction,
+    collection: int,
+    document_id: DocumentID,
+    revision_id: RevisionID,
+    *,
+    with_body: bool = True,
 ) -> Revision | None:
     """A revision of a document that is here with its body, whether it is current, waits for a
-    resolver, or was kept; None for any other.
+    resolver, or was kept; None for any other. The body is not read if it is not wanted.
     """
     packed = records.pack_revision_id(revision_id)
     document_key = keys.document(collection, document_id)
     current = txn.raw.get(document_key, None, txn.tables.documents)
     if current is not None and records.current_id(current) == packed:
-        return records.unpack_revision(current, document_key).revision
+        return records.unpack_revision(current, document_key, with_body=with_body).revision
     version = revision_id if isinstance(revision_id, Version) else revision_id.as_version()
     prefix = keys.revision(collection, document_id, version)
     for table in (txn.tables.conflicts, txn.tables.bases):
         for key, raw in txn.rows(table, prefix):
             if records.current_id(raw) == packed:
-                return records.unpack_revision(raw, key).revision
+                return records.unpack_revision(raw, key, with_body=with_body).revision
     return None
 
 
@@ -169,7 +174,7 @@ def drop_unneeded(txn: WriteTransaction, collection: int, document_id: DocumentI
 def _drop_unneeded(
     txn: WriteTransaction, collection: int, document_id: DocumentID, found: list[_Base]
 ) -> None:
-    waiting = conflicts.of_document(txn, collection, document_id)
+    waiting = conflicts.heads(txn, collection, document_id)
     prefix = keys.of_document(collection, document_id)
     for base in found:
         if not _is_needed(txn, prefix, base, waiting):
@@ -227,7 +232,7 @@ def _drop_unclaimed(txn: WriteTransaction, prefix: bytes) -> None:
     if found:
         collection = keys.read_collection(prefix[:4])[0]
         document_id, _ = keys.read_base(memoryview(found[0].key))
-        waiting = conflicts.of_document(txn, collection, document_id)
+        waiting = conflicts.heads(txn, collection, document_id)
         for base in found:
             if not _is_claimed(txn, prefix, base, waiting):
                 _drop(txn, base)

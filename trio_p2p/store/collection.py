@@ -348,33 +348,40 @@ class ConflictIterator:
     def __init__(self, collection: Collection) -> None:
         self._collection = collection
         self._after: DocumentID | None = None
-        self._found: deque[Conflict] = deque()
+        # Those of the document that are yet to be read: one by one, since they may be large.
+        self._versions: deque[Version] = deque()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Conflict:
-        while not self._found:
+        conflict = None
+        while conflict is None:
             await trio.lowlevel.checkpoint()
-            self._read_document()
-        return self._found.popleft()
+            conflict = self._read_next()
+        return conflict
 
-    def _read_document(self) -> None:
-        """Read the conflicts of the next document. Raises StopAsyncIteration."""
+    def _read_next(self) -> Conflict | None:
+        """The next conflict; None if it was resolved meanwhile. Raises StopAsyncIteration."""
         number = self._collection.number
         with self._collection.read() as txn:
-            names = conflicts.documents(txn, number, self._after, 1)
-            if not names:
-                raise StopAsyncIteration
-            self._after = names[0]
+            if not self._versions:
+                names = conflicts.documents(txn, number, self._after, 1)
+                if not names:
+                    raise StopAsyncIteration
+                self._after = names[0]
+                heads = conflicts.heads(txn, number, self._after)
+                self._versions.extend(head.version for head in heads)
+            assert self._after is not None
+            remote = conflicts.get(txn, number, self._after, self._versions.popleft())
+            if remote is None:
+                return None
             local = documents.get(txn, number, self._after)
-            for remote in conflicts.of_document(txn, number, self._after):
-                base = None
-                if local is not None:
-                    base = bases.common(txn, number, self._after, local.revision, remote)
-                revisions = (local and local.revision, remote, base)
-                sides = (self._side(revision, local) for revision in revisions)
-                self._found.append(Conflict(self._after, *sides))
+            base = None
+            if local is not None:
+                base = bases.common(txn, number, self._after, local.revision, remote)
+        revisions = (local and local.revision, remote, base)
+        return Conflict(self._after, *(self._side(revision, local) for revision in revisions))
 
     def _side(self, revision: Revision | None, local: Stored | None) -> Document | None:
         if revision is None or revision.deleted:

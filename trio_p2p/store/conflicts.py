@@ -23,7 +23,7 @@ def add(
     """
     blob_uses.check(txn, revision.body)
     replaced = False
-    for waiting in of_document(txn, collection, document_id):
+    for waiting in heads(txn, collection, document_id):
         order = revision.compare(waiting)
         if order is Order.SAME:
             return False
@@ -39,9 +39,24 @@ def add(
 
 
 def of_document(txn: ReadTransaction, collection: int, document_id: DocumentID) -> list[Revision]:
-    """The revisions of a document that wait, by version."""
+    """The revisions of a document that wait, by version. Their bodies together may be large."""
     rows = txn.rows(txn.tables.conflicts, keys.of_document(collection, document_id))
     return [records.unpack_revision(value, key).revision for key, value in rows]
+
+
+def heads(txn: ReadTransaction, collection: int, document_id: DocumentID) -> list[Revision]:
+    """As `of_document`, with empty bodies in place of the real ones, which are not read."""
+    rows = txn.rows(txn.tables.conflicts, keys.of_document(collection, document_id))
+    return [records.unpack_revision(value, key, with_body=False).revision for key, value in rows]
+
+
+def get(
+    txn: ReadTransaction, collection: int, document_id: DocumentID, version: Version
+) -> Revision | None:
+    """A revision that waits; None if it does not."""
+    key = keys.revision(collection, document_id, version)
+    raw = txn.raw.get(key, None, txn.tables.conflicts)
+    return None if raw is None else records.unpack_revision(raw, key).revision
 
 
 def remove(

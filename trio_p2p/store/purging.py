@@ -23,7 +23,7 @@ def purge(txn: WriteTransaction, collection: int, document_id: DocumentID) -> bo
     txn.raw.delete(key, b"", tables.documents)
     txn.raw.delete(keys.change(collection, sequence), b"", tables.changes)
     state.count -= not deleted
-    for waiting in conflicts.of_document(txn, collection, document_id):
+    for waiting in conflicts.heads(txn, collection, document_id):
         conflicts.remove(txn, collection, document_id, waiting.version)
     conflicts.set_merges(txn, collection, document_id, 0)
     bases.drop_all(txn, collection, document_id)

@@ -1,5 +1,7 @@
 """What the active side asks for, and what it makes of answers that are not what it asked for."""
 
+import tracemalloc
+
 import pytest
 from trio.testing import wait_all_tasks_blocked
 
@@ -30,8 +32,8 @@ NOW = 1_800_000_000 * SECOND_NS
 BOB = SourceID(b"b" * 16)
 
 
-def revision(time=1, body=None):
-    return Revision(VersionVector(Version(NOW + time, BOB)), encode_body(body or {"t": time}))
+def revision(time=1, body=None, author=BOB):
+    return Revision(VersionVector(Version(NOW + time, author)), encode_body(body or {"t": time}))
 
 
 class Profile:
@@ -135,6 +137,22 @@ async def test_a_revision_that_was_not_asked_for_is_refused_and_holds_nothing_up
     for _ in range(2):
         await pull.send("1", "a", revision())
     assert (pull.sequences.reached, pull.puller.busy) == ("1", False)
+
+
+async def test_an_offer_is_answered_without_reading_what_waits_for_its_resolver(pull):
+    """A peer can let very much wait."""
+    await pull.collection.put("a", {})
+    for time in range(1, 11):
+        one = revision(time, {"t": "x" * 1_000_000}, author=SourceID(bytes([time]) * 16))
+        await pull.offer((str(time), "a", one))
+        await pull.send(str(time), "a", one)
+    tracemalloc.start()
+    try:
+        assert await pull.offer(("11", "a", revision(11))) == [True]
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 1_000_000
 
 
 async def test_of_very_many_that_failed_for_now_some_wait_for_the_next_session(pull, monkeypatch):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from trio_p2p.ids import SourceID
+from trio_p2p.model.document import EMPTY_BODY
 from trio_p2p.store import conflicts
 
 C = 1
@@ -41,6 +42,17 @@ async def test_a_revision_waits_with_all_it_has(add, waiting, revision):
     await add("a", one)
     assert waiting("a") == [one]
     assert waiting("b") == []
+
+
+async def test_what_waits_is_told_without_bodies_and_read_by_its_version(add, revision, engine):
+    one, other = revision(1, source=BOB, body=b"one"), revision(2, (1, BOB), body=b"two")
+    await add("a", one)
+    await add("b", other)
+    with engine.read() as txn:
+        (head,) = conflicts.heads(txn, C, "b")
+        assert (head.id, head.vector, head.body) == (other.id, other.vector, EMPTY_BODY)
+        assert conflicts.get(txn, C, "a", one.version) == one
+        assert conflicts.get(txn, C, "a", other.version) is None
 
 
 async def test_a_revision_that_waits_already_is_not_added_again(add, waiting, revision):

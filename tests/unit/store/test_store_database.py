@@ -21,6 +21,7 @@ from trio_p2p.errors import (
     StoreClosedError,
     StoreError,
 )
+from trio_p2p.ids import SourceID
 from trio_p2p.model.document import Revision
 from trio_p2p.model.version import TREE_SOURCE, Order, TreeRevisionID
 from trio_p2p.store import changes, conflicts, documents
@@ -600,11 +601,14 @@ async def test_conflicts_come_in_order_of_documents_and_versions(db, notes, revi
 async def test_conflicts_that_are_decided_meanwhile_are_left_out(db, notes, revision):
     for name in ("a", "b"):
         await notes.put(name, {})
-        await db.engine.write(
-            lambda txn, name=name: conflicts.add(txn, notes.number, name, revision(5))
-        )
+        for one in (revision(5), revision(6, source=SourceID(b"b" * 16))):
+            await db.engine.write(
+                lambda txn, name=name, one=one: conflicts.add(txn, notes.number, name, one)
+            )
     iterator = notes.conflicts()
     assert (await anext(iterator)).document_id == "a"
+    await notes.purge("a")
+    assert (await anext(iterator)).document_id == "b"
     await notes.purge("b")
     with pytest.raises(StopAsyncIteration):
         await anext(iterator)
