@@ -12,6 +12,7 @@ import trio
 from trio_p2p import limits
 from trio_p2p.errors import ClockSkewError, PeerError, RemoteProtocolError, TrioP2PError
 from trio_p2p.ids import DocumentID
+from trio_p2p.model.document import Revision
 from trio_p2p.model.version import RevisionID, Version
 from trio_p2p.replication.checkpoint import RemoteSequences, is_behind
 from trio_p2p.replication.deltas import STATUS_UNPROCESSABLE
@@ -125,7 +126,7 @@ class Puller:
             await self._link.pulse.until(self._may_answer)
             self._answering = True
             request, respond = self._offers.popleft()
-            self._answer(request, respond)
+            await self._answer(request, respond)
             self._answering = False
             self._link.pulse.notify()
 
@@ -245,15 +246,43 @@ class Puller:
     def _may_answer(self) -> bool:
         return bool(self._offers) and len(self._requested) < limits.REVISIONS_REQUESTED_MAX
 
-    def _answer(self, request: OfferChanges, respond: Respond) -> None:
+    async def _answer(self, request: OfferChanges, respond: Respond) -> None:
         if not request.changes:
             self._caught_up = True
-        with self._link.engine.read() as txn:
-            answers = tuple(self._wanted(txn, change) for change in request.changes)
-        respond(OffersReply(answers))
+        answers: list[Wanted | None] = []
+        while len(answers) < len(request.changes):
+            # Lists may be long, and other tasks want their turns.
+            await trio.lowlevel.checkpoint()
+            answers += self._answer_slice(request.changes[len(answers) :])
+        respond(OffersReply(tuple(answers)))
 
-    def _wanted(self, txn: ReadTransaction, change: OfferedChange) -> Wanted | None:
-        """Whether to ask for an offered revision. Raises RemoteProtocolError."""
+    def _answer_slice(self, changes: Sequence[OfferedChange]) -> list[Wanted | None]:
+        """The answers to the next changes, less if their documents have long vectors."""
+        answers: list[Wanted | None] = []
+        room_versions = limits.JUDGED_VERSIONS_SLICE
+        with self._link.engine.read() as txn:
+            for change in changes[: limits.SCAN_SLICE_ROWS]:
+                held = self._heads(txn, change.document_id)
+                answers.append(self._wanted(txn, change, held))
+                room_versions -= sum(len(head.vector) + len(head.trees) for head in held)
+                if room_versions <= 0:
+                    break
+        return answers
+
+    def _heads(self, txn: ReadTransaction, document_id: DocumentID) -> list[Revision]:
+        """The revisions of a document that are here: the current one, and those that wait."""
+        current = documents.head(txn, self._link.number, document_id)
+        if current is None:
+            return []
+        return [current.revision, *conflicts.heads(txn, self._link.number, document_id)]
+
+    def _wanted(
+        self, txn: ReadTransaction, change: OfferedChange, held: Sequence[Revision]
+    ) -> Wanted | None:
+        """Whether to ask for an offered revision, where these are `held`.
+
+        Raises: RemoteProtocolError.
+        """
         self._unoffered.discard(change.document_id)
         requested = self._requested.get(change.sequence)
         if requested == change.document_id:
@@ -267,23 +296,15 @@ class Puller:
             # A peer that offers it all the same is broken, or has something in mind with it.
             self._complete(change.document_id, change.sequence)
             return None
-        head = documents.head(txn, self._link.number, change.document_id)
         known = self._knowledge.of(txn, change.document_id)
-        held = head is not None and (
-            head.revision.has(change.revision_id)
-            or any(
-                waiting.has(change.revision_id)
-                for waiting in conflicts.heads(txn, self._link.number, change.document_id)
-            )
-        )
-        if held:
+        if any(revision.has(change.revision_id) for revision in held):
             self._held(change, known)
             return None
         self._link.journal.offered(1)
         self._requested[change.sequence] = change.document_id
         self._promised.add(change.sequence)
-        ancestors: list[RevisionID] = [] if head is None else [head.revision.id]
-        if head is not None and known is not None and known not in ancestors:
+        ancestors: list[RevisionID] = [current.id for current in held[:1]]
+        if ancestors and known is not None and known not in ancestors:
             place = (self._link.number, change.document_id)
             base = bases.get(txn, *place, known, with_body=False)
             # A delta may start from it, if its body was kept.

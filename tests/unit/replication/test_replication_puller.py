@@ -1,8 +1,10 @@
 """What the active side asks for, and what it makes of answers that are not what it asked for."""
 
 import tracemalloc
+from dataclasses import replace
 
 import pytest
+import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_p2p import limits
@@ -29,7 +31,7 @@ from trio_p2p.testing.databases import open_test_database
 
 SECOND_NS = 10**9
 NOW = 1_800_000_000 * SECOND_NS
-BOB = SourceID(b"b" * 16)
+ANN, BOB = SourceID(b"a" * 16), SourceID(b"b" * 16)
 
 
 def revision(time=1, body=None, author=BOB):
@@ -137,6 +139,37 @@ async def test_a_revision_that_was_not_asked_for_is_refused_and_holds_nothing_up
     for _ in range(2):
         await pull.send("1", "a", revision())
     assert (pull.sequences.reached, pull.puller.busy) == ("1", False)
+
+
+async def turns_until_answered(pull, *changes):
+    """As `offer`; how many turns this task has until the answer comes."""
+    replies, turns = [], 0
+    offered = [OfferedChange(s, name, one.id) for s, name, one in changes]
+    pull.puller.offered(OfferChanges(0, tuple(offered)), replies.append)
+    while not replies:
+        await trio.lowlevel.checkpoint()
+        turns += 1
+    assert len(replies[0].answers) == len(changes)
+    return turns
+
+
+async def test_others_have_their_turns_while_a_long_list_is_answered(pull, monkeypatch):
+    monkeypatch.setattr(limits, "SCAN_SLICE_ROWS", 5)
+    changes = [(str(number), f"d{number}", revision()) for number in range(1, 101)]
+    assert await turns_until_answered(pull, *changes) >= 20
+
+
+async def test_others_have_their_turns_while_long_vectors_are_read(pull, monkeypatch):
+    """Those of what waits for a resolver, too."""
+    monkeypatch.setattr(limits, "JUDGED_VERSIONS_SLICE", 60)
+    long = [revision(2, author=ANN), revision(2)]
+    for sequence, one in enumerate(long, 1):
+        before = tuple(Version(NOW, SourceID(bytes([n]) * 16)) for n in range(1, 15))
+        one = replace(one, vector=replace(one.vector, previous=before))
+        await pull.offer((str(sequence), "a", one))
+        await pull.send(str(sequence), "a", one)
+    changes = [(str(sequence), "a", revision()) for sequence in range(3, 103)]
+    assert await turns_until_answered(pull, *changes) >= 50
 
 
 async def test_an_offer_is_answered_without_reading_what_waits_for_its_resolver(pull):
