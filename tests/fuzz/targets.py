@@ -208,7 +208,6 @@ def revision(data: bytes) -> None:
     current, _, past = data.decode(errors="replace").partition("\n")
     for text in (current, past):
         with suppress(RemoteProtocolError):
-            history.current_revision(text)
             history.revision_id(text)
     try:
         read = history.read_revision(current, past, b"\xa0", deleted=False)

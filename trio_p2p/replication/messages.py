@@ -13,7 +13,7 @@ from uuid import UUID
 from trio_p2p.errors import PeerError
 from trio_p2p.ids import DocumentID
 from trio_p2p.model.document import Revision
-from trio_p2p.model.version import RevisionID, TreeRevisionID, VersionVector
+from trio_p2p.model.version import RevisionID, VersionVector
 
 RemoteSequence = str
 
@@ -142,10 +142,13 @@ class ProposeChanges:
 
 @dataclass(frozen=True, slots=True)
 class ProposalAnswer:
-    """0 send it, 304 held already, 409 conflict (with the current revision), others refused."""
+    """0 send it, 304 held already, 409 conflict (with the current revision), others refused.
+
+    `current` is told as a vector where there is room for it; what is read of it is its ID.
+    """
 
     status: int
-    current: VersionVector | TreeRevisionID | None = None
+    current: VersionVector | RevisionID | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -290,14 +290,15 @@ PROPOSALS = (
 
 
 async def test_proposals_go_over_with_the_answers(active, passive):
-    answers = (
+    answers = [
         ProposalAnswer(304),
         ProposalAnswer(409, VersionVector(V2, (), (V1,))),
         ProposalAnswer(409, TREE),
         ProposalAnswer(409),
-    )
-    passive.answers = [ProposalsReply(answers)]
-    assert tuple(await active.profile.propose(1, PROPOSALS)) == answers
+    ]
+    passive.answers = [ProposalsReply(tuple(answers))]
+    told = await active.profile.propose(1, PROPOSALS)
+    assert told == [answers[0], ProposalAnswer(409, V2), *answers[2:]]
     asked = tuple(replace(proposal, body_bytes=None) for proposal in PROPOSALS)
     assert passive.asked == [ProposeChanges(1, asked)]
     assert active.profile.replacements_wanted
@@ -476,8 +477,8 @@ async def test_answers_left_out_at_the_end_mean_send_it_or_not_wanted(active, pa
         (409, ProposalAnswer(409)),
         ({"status": 409}, ProposalAnswer(409)),
         ({"status": 409, "rev": ""}, ProposalAnswer(409)),
-        ({"status": 409, "rev": str(V1)}, ProposalAnswer(409, VersionVector(V1))),
-        ({"status": 409, "rev": f"{V2}; {V1}"}, ProposalAnswer(409, EDIT.vector)),
+        ({"status": 409, "rev": str(V1)}, ProposalAnswer(409, V1)),
+        ({"status": 409, "rev": f"{V2}; {V1}"}, ProposalAnswer(409, V2)),
         ({"status": 409, "rev": "2-abcd"}, ProposalAnswer(409, TREE)),
         ({"status": 403}, ProposalAnswer(403)),
     ],

@@ -10,7 +10,6 @@ from trio_p2p.ids import SourceID, parse_source_id
 from trio_p2p.model.document import EMPTY_BODY, Revision
 from trio_p2p.model.version import TREE_SOURCE, TreeRevisionID, Version, VersionVector
 from trio_p2p.replication.profiles.history import (
-    current_revision,
     history_of,
     read_revision,
     revision_id,
@@ -178,24 +177,21 @@ def test_of_a_whole_vector_the_current_version_names_the_revision(text, expected
     assert revision_id(spelled(text)) == expected
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("A", VersionVector(A)),
-        ("A; B, C", VersionVector(A, (), (B, C))),
-        ("A, B, C; D", VersionVector(A, (B, C), (D,))),
-        ("2-abcd", T2),
-    ],
-)
-def test_a_current_revision_is_a_vector_or_a_tree_revision_id(text, expected):
-    assert current_revision(spelled(text)) == expected
+@pytest.mark.parametrize("separator", [", ", "; ", ""])
+def test_what_stands_behind_an_id_is_not_read(separator):
+    longest = TreeRevisionID(2**23 - 1, b"x" * 32)
+    for named in (A, Version(2**64 - 1, A.source), T2, longest):
+        if separator:
+            assert revision_id(f"{named}{separator}{'x' * 10**6}") == named
+        else:
+            with pytest.raises(RemoteProtocolError):
+                revision_id(f"{named}{'x' * 10**6}")
 
 
 @given(st.one_of(st.text(), pieces, st.none(), st.integers(), st.lists(st.text())))
-@pytest.mark.parametrize("read", [revision_id, current_revision])
-def test_anything_names_a_revision_or_is_refused(read, value):
+def test_anything_names_a_revision_or_is_refused(value):
     try:
-        named = read(value)
+        named = revision_id(value)
     except RemoteProtocolError:
         return
-    assert read(str(named)) == named
+    assert revision_id(str(named)) == named

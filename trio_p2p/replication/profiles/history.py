@@ -22,27 +22,19 @@ from trio_p2p.model.version import (
     parse_revision_id,
 )
 
+# The longest revision ID is shorter. Behind it, a peer may write as much as a message holds.
+_ID_CHARACTERS_MAX = 100
 _FIRST_TREE = re.compile(r"(?:^|[,;])\s*([1-9][0-9]*-[0-9a-f])")
 
 
 def revision_id(text: object) -> RevisionID:
-    """Read a revision ID. Older peers send the whole vector: its current version is taken."""
+    """Read a revision ID, or of a whole vector that of its current version, and no more."""
     if not isinstance(text, str):
         raise RemoteProtocolError("a revision ID is text", got=type(text).__name__)
     try:
-        return parse_revision_id(re.split("[,;]", text, maxsplit=1)[0])
+        return parse_revision_id(re.split("[,;]", text[:_ID_CHARACTERS_MAX], maxsplit=1)[0])
     except ValueError as exc:
         raise RemoteProtocolError("not a revision ID", got=text[:80]) from exc
-
-
-def current_revision(text: object) -> VersionVector | TreeRevisionID:
-    """Read what a peer says is current there: a vector, a lone version or a tree revision ID."""
-    if not isinstance(text, str):
-        raise RemoteProtocolError("a revision is named by text", got=type(text).__name__)
-    try:
-        return VersionVector.parse(text) if "@" in text else TreeRevisionID.parse(text)
-    except ValueError as exc:
-        raise RemoteProtocolError("not a version vector", got=text[:80]) from exc
 
 
 def history_of(revision: Revision) -> str:

@@ -26,7 +26,7 @@ from trio_p2p.replication.messages import (
 )
 from trio_p2p.replication.profile import describe
 from trio_p2p.replication.profiles import values
-from trio_p2p.replication.profiles.history import current_revision, revision_id
+from trio_p2p.replication.profiles.history import revision_id
 
 
 def write_reply(reply: Reply, *, announce_deltas: bool = False) -> Message:
@@ -105,7 +105,7 @@ def proposal_answer(item: Any) -> ProposalAnswer:
         return ProposalAnswer(item)
     if isinstance(item, dict) and type(item.get("status")) is int:
         current = item.get("rev")
-        return ProposalAnswer(item["status"], current_revision(current) if current else None)
+        return ProposalAnswer(item["status"], revision_id(current) if current else None)
     raise RemoteProtocolError("not an answer to a proposal", got=type(item).__name__)
 
 
