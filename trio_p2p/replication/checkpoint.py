@@ -47,7 +47,12 @@ class Checkpoint:
 
     @classmethod
     def from_json(cls, text: bytes) -> Checkpoint:
-        """Read a body. Whatever cannot be understood counts as nothing done."""
+        """Read a body. Whatever cannot be understood counts as nothing done.
+
+        So does one that is larger than any of ours, which may take long to read.
+        """
+        if len(text) > limits.CHECKPOINT_BYTES_MAX:
+            return cls()
         try:
             body = orjson.loads(text)
             # No more of them than we write ourselves: a peer may list them in an order that makes

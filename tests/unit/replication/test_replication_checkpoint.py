@@ -116,6 +116,13 @@ def test_ranges_in_an_order_that_makes_them_costly_keep_nobody_waiting():
     assert read.remote == "7"
 
 
+def test_a_checkpoint_larger_than_any_of_ours_counts_as_nothing_done():
+    body = orjson.dumps({"local": 7, "remote": 7})
+    room = limits.CHECKPOINT_BYTES_MAX - len(body)
+    assert Checkpoint.from_json(body + b" " * room) == Checkpoint.from_json(body) != NOTHING
+    assert Checkpoint.from_json(body + b" " * (room + 1)) == NOTHING
+
+
 def test_a_checkpoint_of_as_many_ranges_as_may_be_is_taken_by_a_listener():
     start = 2**63 - 4 * limits.CHECKPOINT_RANGES_MAX
     ranges = [(start + 2 * n, start + 2 * n + 1) for n in range(2 * limits.CHECKPOINT_RANGES_MAX)]
