@@ -41,6 +41,7 @@ class Checkpointer:
         self.seen = 0
         """What the peer is known to have had counts up to this sequence: it has it still."""
         self._began_at = link.collection.last_sequence
+        self._starts_over = False
         self.checkpoint, self._saved = self._agree(held)
         self.sequences = RemoteSequences(self.checkpoint.remote)
 
@@ -58,6 +59,7 @@ class Checkpointer:
 
     def forget(self) -> None:
         """Start over with this peer: everything is offered again in both directions."""
+        self._starts_over = True
         self.checkpoint = Checkpoint()
         self.seen = 0
         self.sequences = RemoteSequences(None)
@@ -78,12 +80,15 @@ class Checkpointer:
             # One that is made anew under this name must not find what we say of the old one.
             txn.check_collection(self._link.number)
             self._knowledge.store_noted(txn, noted)
-            if is_kept:
-                checkpoints.set_local(txn, self._id, body, remote=self._knowledge.remote, seen=seen)
+            if is_kept or self._starts_over:
+                # In both copies, what is to be forgotten must not stand any more.
+                told = seen if is_kept else 0
+                checkpoints.set_local(txn, self._id, body, remote=self._knowledge.remote, seen=told)
 
         await self._link.engine.write(job)
         if is_kept:
             self.seen = seen
+            self._starts_over = False
         self._knowledge.forget_noted(noted)
         self._saved = saved
 

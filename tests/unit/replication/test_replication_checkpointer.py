@@ -4,6 +4,7 @@ import pytest
 
 from trio_p2p.errors import CollectionNotFoundError, PeerError
 from trio_p2p.ids import DocumentID
+from trio_p2p.model.sequence_set import SequenceSet
 from trio_p2p.model.version import TreeRevisionID
 from trio_p2p.replication.checkpoint import Checkpoint
 from trio_p2p.replication.checkpointer import Checkpointer
@@ -78,3 +79,29 @@ async def test_what_the_peer_cannot_save_for_now_is_saved_with_what_is_done_next
         with database.engine.read() as txn:
             assert checkpoints.local(txn, "cp") == peer.held
         assert Checkpoint.from_json(peer.held).local.low_water == 2
+
+
+async def test_who_starts_over_does_so_though_the_peer_cannot_save_it_for_now(tmp_path):
+    """The next session must not go on from the copies that are to be forgotten."""
+    async with open_test_database(tmp_path / "db") as database:
+        for name in "abc":
+            await database.default_collection.put(name, {})
+        body = Checkpoint(SequenceSet([(0, 4)]), "7").to_json(0)
+        await database.engine.write(
+            lambda txn: checkpoints.set_local(txn, "cp", body, remote=1, seen=3)
+        )
+        link = Link(database.default_collection, 0, FullPeer(), Journal(), Pulse())
+
+        def begin():
+            knowledge = RemoteKnowledge(1, link.number)
+            held = HeldCheckpoint("1-cc", body)
+            return Checkpointer(link, "cp", held, knowledge, now_s=lambda: 0)
+
+        checkpointer = begin()
+        assert (checkpointer.checkpoint.local.low_water, checkpointer.seen) == (3, 3)
+        checkpointer.forget()
+        checkpointer.checkpoint.local.add(1)
+        await checkpointer.save()
+        following = begin()
+        assert following.checkpoint == Checkpoint(SequenceSet([(0, 2)]), None)
+        assert following.seen == 0
