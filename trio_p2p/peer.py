@@ -252,16 +252,17 @@ class Peer:
 
     async def reply_in_parts(
         self, number: int, message: Message, parts: AsyncIterable[bytes]
-    ) -> None:
+    ) -> bool:
         """Send the reply to the peer's request of this number, as fast as the peer takes it.
 
         What `parts` gives follows the body of `message`. If it raises, the reply ends early.
+        Returns whether all of it was given to the transport: not if the connection ended first.
 
         Raises: what `parts` raises. Cancelling: as if it raised.
         """
         await trio.lowlevel.checkpoint()
         if self._lost is not None:
-            return
+            return False
         self.release(number)
         reply = self._blip.begin_reply(number, message)
         # A part is queued once the next one is there, so that the last one is known as such.
@@ -270,12 +271,17 @@ class Peer:
             async for part in parts:
                 self._feed(reply, waiting, last=False)
                 waiting = part
-                while reply.unsent_bytes:
-                    if self._lost is not None:
-                        return
-                    await self._moved.wait()
+                if not await self._all_moved(reply):
+                    return False
         finally:
             self._feed(reply, waiting, last=True)
+        return await self._all_moved(reply)
+
+    async def _all_moved(self, reply: Outgoing) -> bool:
+        """Wait until all that a reply was fed is given to the transport; False if it may not be."""
+        while reply.unsent_bytes and self._lost is None:
+            await self._moved.wait()
+        return self._lost is None
 
     def reply(self, number: int, message: Message) -> None:
         """Queue the reply to the peer's request of this number."""

@@ -80,12 +80,13 @@ class BlobServer:
     async def _send(self, request: GetAttachment, content: BlobStream) -> None:
         async with aclosing(self._counted(content)) as parts:
             try:
-                await self._profile.send_attachment(request, content.start, parts)
+                went_whole = await self._profile.send_attachment(request, content.start, parts)
             except StoreError as exc:
                 # Part of it is on its way, so that nothing but an early end can tell the peer.
                 logger.error("a blob could not be sent: %s", exc)
                 return
-        self._journal.blob_sent()
+        if went_whole:
+            self._journal.blob_sent()
 
     async def _counted(self, content: BlobStream) -> AsyncGenerator[bytes, None]:
         async for part in content:

@@ -105,8 +105,11 @@ class Profile(Protocol):
 
     async def send_attachment(
         self, request: GetAttachment, start: int, content: AsyncIterable[bytes]
-    ) -> None:
-        """Send the content of a blob, from a place in it on, as fast as the peer takes it."""
+    ) -> bool:
+        """Send the content of a blob, from a place in it on, as fast as the peer takes it.
+
+        Returns whether it went, to its end.
+        """
         ...
 
     def hold(self, what: Hashable, size: int) -> None:

@@ -188,6 +188,16 @@ async def test_documents_without_blobs_are_not_held_up_by_a_large_one(
     assert sum(files(receiver, UNFINISHED_DIRECTORY).values()) > 0
 
 
+async def test_a_blob_that_was_cut_off_does_not_count_as_sent(
+    sender, receiver, here, there, direction, autojump_clock
+):
+    blob = await sender.save_blob(os.urandom(1_500_000))
+    await sender.default_collection.put("a", {"blob": blob})
+    sides = await sync(here, there, faults=Faults(cut_after_messages=60))
+    assert sides.failure is not None
+    assert of(sides, direction, sending=True).statistics().blobs_sent == 0
+
+
 async def test_what_had_come_of_a_blob_is_not_sent_again(
     sender, receiver, here, there, direction, autojump_clock
 ):

@@ -245,10 +245,10 @@ class CouchbaseProfile:
 
     async def send_attachment(
         self, request: GetAttachment, start: int, content: AsyncIterable[bytes]
-    ) -> None:
+    ) -> bool:
         properties = {"offset": str(start)} if start else {}
         head = Message(properties, compressed=request.compress)
-        await self._peer.reply_in_parts(request.answer_to, head, content)
+        return await self._peer.reply_in_parts(request.answer_to, head, content)
 
     def hold(self, what: Hashable, size: int) -> None:
         self._peer.hold(what, size)
