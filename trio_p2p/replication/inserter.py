@@ -32,6 +32,7 @@ from trio_p2p.store.transaction import WriteTransaction
 
 STATUS_REJECTED = 403
 STATUS_NOT_FOUND = 404
+STATUS_HELD = 304
 STATUS_FAILED = 500
 # Transient for every peer; unlike 503, it does not make Couchbase Lite drop the connection.
 STATUS_LATER = 429
@@ -223,9 +224,21 @@ class Inserter:
             return [Insertion(RevisionOutcome(STATUS_FULL, str(exc), retryable=True))] * len(batch)
         if self._knowledge is not None:
             for arrived, insertion in zip(batch, insertions, strict=True):
-                if not insertion.outcome.failed:
-                    self._knowledge.stored(arrived.sent.document_id)
+                self._learn(self._knowledge, arrived.sent, insertion.outcome)
         return insertions
+
+    def _learn(
+        self, knowledge: RemoteKnowledge, sent: SentRevision, outcome: RevisionOutcome
+    ) -> None:
+        """The peer has a revision whose fate is committed.
+
+        That it has what was held is stored with the next checkpoint: the last one may vouch for the
+        sequence that this has here, and the peer may yet lose what it had after that.
+        """
+        if outcome.status == STATUS_HELD:
+            knowledge.note(sent.document_id, sent.revision.id)
+        elif not outcome.failed:
+            knowledge.stored(sent.document_id)
 
     def _insert(self, txn: WriteTransaction, sent: SentRevision, may_revive: bool) -> Insertion:
         arrived = sent.revision
@@ -241,8 +254,8 @@ class Inserter:
         head = documents.head(txn, self._link.number, sent.document_id)
         match judge_arrival(head.revision if head else None, arrived):
             case Arrival.HELD:
-                self._know(txn, sent)
-                return Insertion(RevisionOutcome(304))
+                # `_learn` notes that the peer has it.
+                return Insertion(RevisionOutcome(STATUS_HELD))
             case Arrival.STORE:
                 # First, or what is overwritten would be kept as a base for this peer.
                 self._know(txn, sent)

@@ -1,7 +1,7 @@
 """What the peer is known to have: for each document, the revision last seen there.
 
 The active side proposes with it as parent, and recognises by it what need not be sent back. What a
-pull learns is stored with the revisions themselves; what a push learns is noted here and stored
+pull brings is stored with the revisions themselves; what else is learned is noted here and stored
 with the next checkpoint, in one transaction: losing it costs a proposal that is answered "held".
 """
 

@@ -15,7 +15,7 @@ from trio_p2p.replication.journal import Journal
 from trio_p2p.replication.knowledge import RemoteKnowledge
 from trio_p2p.replication.link import Link, Pulse
 from trio_p2p.replication.messages import RevisionOutcome, SentRevision
-from trio_p2p.store import conflicts, documents
+from trio_p2p.store import conflicts, documents, remotes
 from trio_p2p.testing.databases import open_test_database
 
 NOW = 1_800_000_000 * 10**9
@@ -298,6 +298,17 @@ async def test_the_peer_is_known_to_have_what_it_sent(active):
     assert active.known() == Version(NOW + 1, ANN)
     await active.insert(revision(2, source=BOB))
     assert active.known() == Version(NOW + 2, BOB)
+
+
+async def test_what_a_peer_sent_of_what_is_here_is_stored_with_the_next_checkpoint(active):
+    """Until then the peer may lose it, and what was saved before tells of this sequence, too."""
+    await active.insert(revision(1))
+    await active.engine.write(lambda txn: remotes.forget_revision(txn, 1, A, Version(NOW + 1, ANN)))
+    assert await active.outcomes(revision(1)) == [HELD]
+    assert active.known() == Version(NOW + 1, ANN)
+    assert active.knowledge.take_noted() == {A: Version(NOW + 1, ANN)}
+    with active.engine.read() as txn:
+        assert remotes.known(txn, 1, 1, A) is None
 
 
 async def test_what_was_noted_before_gives_way_to_what_was_sent(active):
