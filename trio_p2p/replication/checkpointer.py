@@ -41,7 +41,6 @@ class Checkpointer:
         self.seen = 0
         """What the peer is known to have had counts up to this sequence: it has it still."""
         self._began_at = link.collection.last_sequence
-        self._starts_over = False
         self.checkpoint, self._saved = self._agree(held)
         self.sequences = RemoteSequences(self.checkpoint.remote)
 
@@ -59,7 +58,6 @@ class Checkpointer:
 
     def forget(self) -> None:
         """Start over with this peer: everything is offered again in both directions."""
-        self._starts_over = True
         self.checkpoint = Checkpoint()
         self.seen = 0
         self.sequences = RemoteSequences(None)
@@ -75,20 +73,19 @@ class Checkpointer:
         noted = self._knowledge.take_noted()
         body, seen = saved.to_json(self._now_s()), self._vouched_for()
         is_kept = await self._save_remotely(body)
+        if not is_kept:
+            # What the peer had when it stored its copy is less than what is written down now.
+            seen = 0
 
         def job(txn: WriteTransaction) -> None:
             # One that is made anew under this name must not find what we say of the old one.
             txn.check_collection(self._link.number)
             self._knowledge.store_noted(txn, noted)
-            if is_kept or self._starts_over:
-                # In both copies, what is to be forgotten must not stand any more.
-                told = seen if is_kept else 0
-                checkpoints.set_local(txn, self._id, body, remote=self._knowledge.remote, seen=told)
+            checkpoints.set_local(txn, self._id, body, remote=self._knowledge.remote, seen=seen)
 
         await self._link.engine.write(job)
         if is_kept:
             self.seen = seen
-            self._starts_over = False
         self._knowledge.forget_noted(noted)
         self._saved = saved
 
@@ -98,7 +95,7 @@ class Checkpointer:
         return self._link.collection.last_sequence if is_done else self.seen
 
     async def _save_remotely(self, body: bytes) -> bool:
-        """Whether the peer keeps it. It need not: then the copies stay at what they agree on."""
+        """Whether the peer keeps it. It need not: of our copy, what both tell counts."""
         profile, index = self._link.profile, self._link.index
         for _ in range(limits.CHECKPOINT_ATTEMPTS_MAX):
             try:

@@ -68,8 +68,8 @@ async def test_what_the_peer_cannot_save_for_now_is_saved_with_what_is_done_next
         checkpointer.checkpoint.local.add(1)
         knowledge.note(DocumentID("a"), TreeRevisionID.parse("1-aa"))
         await checkpointer.save()
-        with database.engine.read() as txn:
-            assert checkpoints.local(txn, "cp") is None
+        following = Checkpointer(link, "cp", HeldCheckpoint("", b"{}"), knowledge, now_s=lambda: 0)
+        assert following.checkpoint == Checkpoint()
         # Nobody waits for it, and nothing more is held in memory for it.
         assert (checkpointer.unsaved, knowledge.take_noted()) == (0, {})
         peer.has_room = True
@@ -81,12 +81,16 @@ async def test_what_the_peer_cannot_save_for_now_is_saved_with_what_is_done_next
         assert Checkpoint.from_json(peer.held).local.low_water == 2
 
 
-async def test_who_starts_over_does_so_though_the_peer_cannot_save_it_for_now(tmp_path):
-    """The next session must not go on from the copies that are to be forgotten."""
+@pytest.fixture
+async def begin(tmp_path):
+    """Begins sessions with a peer that has no room for another checkpoint than the first one.
+
+    Both sides have that: 2 of 3 documents are done, and the peer vouches for what it had of all.
+    """
     async with open_test_database(tmp_path / "db") as database:
         for name in "abc":
             await database.default_collection.put(name, {})
-        body = Checkpoint(SequenceSet([(0, 4)]), "7").to_json(0)
+        body = Checkpoint(SequenceSet([(0, 3)]), "7").to_json(0)
         await database.engine.write(
             lambda txn: checkpoints.set_local(txn, "cp", body, remote=1, seen=3)
         )
@@ -97,11 +101,25 @@ async def test_who_starts_over_does_so_though_the_peer_cannot_save_it_for_now(tm
             held = HeldCheckpoint("1-cc", body)
             return Checkpointer(link, "cp", held, knowledge, now_s=lambda: 0)
 
-        checkpointer = begin()
-        assert (checkpointer.checkpoint.local.low_water, checkpointer.seen) == (3, 3)
-        checkpointer.forget()
-        checkpointer.checkpoint.local.add(1)
-        await checkpointer.save()
-        following = begin()
-        assert following.checkpoint == Checkpoint(SequenceSet([(0, 2)]), None)
-        assert following.seen == 0
+        yield begin
+
+
+async def test_who_starts_over_does_so_though_the_peer_cannot_save_it_for_now(begin):
+    """The next session must not go on from the copies that are to be forgotten."""
+    checkpointer = begin()
+    assert (checkpointer.checkpoint.local.low_water, checkpointer.seen) == (2, 3)
+    checkpointer.forget()
+    checkpointer.checkpoint.local.add(1)
+    await checkpointer.save()
+    following = begin()
+    assert following.checkpoint == Checkpoint(SequenceSet([(0, 2)]), None)
+    assert following.seen == 0
+
+
+async def test_no_copy_vouches_for_what_was_learned_after_the_peer_stored_it(begin):
+    """The peer may be rolled back to that."""
+    checkpointer = begin()
+    checkpointer.checkpoint.local.add(3)
+    await checkpointer.save()
+    following = begin()
+    assert (following.checkpoint.local.low_water, following.seen) == (2, 0)
