@@ -128,7 +128,7 @@ def what_is_proposed_counts_as_done(original):
 def what_a_refused_revision_conflicts_with_is_not_fetched(original):
     def refuse(self, document_id, sequence):
         original(self, document_id, sequence)
-        self._unfetched.discard(document_id)
+        self._unfetched.pop(document_id, None)
 
     return refuse
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Iterable
+from itertools import islice
 
 import trio
 
@@ -75,8 +76,8 @@ class Pusher:
         self._again: list[ChangeRow] = []
         # Refused with 409, or sure to be: done once the conflict is resolved.
         self._refused: dict[DocumentID, int] = {}
-        # Those of them whose revision at the peer the pull may not bring.
-        self._unfetched: set[DocumentID] = set()
+        # Those of them whose revision at the peer the pull may not bring. A dict keeps the order.
+        self._unfetched: dict[DocumentID, None] = {}
         self._fetched: set[tuple[DocumentID, int]] = set()
         # Failed for now, to be proposed again later.
         self._failed: dict[DocumentID, ChangeRow] = {}
@@ -126,8 +127,9 @@ class Pusher:
 
     def take_unfetched(self) -> list[DocumentID]:
         """Some documents whose revisions at the peer are to be fetched, each once."""
-        some = sorted(self._unfetched)[: limits.FETCHED_DOCUMENTS_MAX]
-        self._unfetched.difference_update(some)
+        some = list(islice(self._unfetched, limits.FETCHED_DOCUMENTS_MAX))
+        for document_id in some:
+            del self._unfetched[document_id]
         with self._link.engine.read() as txn:
             taken = [
                 document_id
@@ -512,7 +514,7 @@ class Pusher:
         """The peer has a revision that this one conflicts with."""
         place = (document_id, sequence)
         if self._pulling and place not in self._fetched and not self._is_beyond(sequence):
-            self._unfetched.add(document_id)
+            self._unfetched[document_id] = None
         self._refused[document_id] = sequence
 
     def _finish(self, document_id: DocumentID, sequence: int, *, done: bool) -> None:
