@@ -7,7 +7,7 @@ import trio
 from loopback import PULL, PUSH, bodies, ids, only, put_many
 from raw import RawServer
 
-from trio_p2p import ActivityLevel
+from trio_p2p import ActivityLevel, CollectionConfiguration
 from trio_p2p.store import checkpoints, recent, records
 from trio_p2p.store.records import LocalCheckpoint
 
@@ -111,6 +111,17 @@ async def test_other_document_ids_mean_another_checkpoint_and_nothing_is_sent_ag
     for other in (settings, only("0000002", "0000001")):
         run = await pair.replicate(PULL, collections={pair.mine: other})
         assert run.offered == 0
+
+
+@pytest.mark.behaviour("U9")
+async def test_a_filter_means_another_checkpoint_and_nothing_is_sent_again(pair):
+    await put_many(pair.theirs, ids(*range(1, 11)))
+    await pair.replicate(PULL)
+    filtered = CollectionConfiguration(pull_filter=lambda document, flags: True)
+    for offered in (10, 0):
+        run = await pair.replicate(PULL, collections={pair.mine: filtered})
+        assert (run.offered, run.counts) == (offered, (0, 0))
+    assert (await pair.replicate(PULL)).offered == 0
 
 
 def set_local(pair, body):

@@ -488,6 +488,9 @@ async def test_closing_the_database_stops_its_replicators(
         if when == "offline":
             replicator.suspend()
             await replicator.wait_for(OFFLINE)
+        closed_at = trio.current_time()
+    # It was not cut off.
+    assert trio.current_time() - closed_at < 1
     assert replicator.status.activity is STOPPED
     assert replicator.status.error is None
     if when == "idle":
