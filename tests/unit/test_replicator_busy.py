@@ -262,3 +262,38 @@ async def test_a_document_that_changes_there_between_proposal_and_revision_has_n
         await trio.sleep(5)
         assert replicator.statistics().conflicts_resolved == 1
         assert replicator.result().errors == ()
+
+
+class Steps(trio.abc.Instrument):
+    """Counts the steps that tasks take."""
+
+    count = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.count += 1
+
+
+async def test_what_changes_in_one_of_many_collections_wakes_few_tasks_of_others(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    steps = []
+    async with (
+        open_test_database(tmp_path / "shop.p2p") as shop,
+        open_test_database(tmp_path / "till.p2p") as till,
+    ):
+        for size in (10, 40):
+            for database in (shop, till):
+                while len(database.collections()) < size:
+                    await database.create_collection(f"c{len(database.collections())}")
+            async with open_network(shop.collections()) as network:
+                config = trio_p2p.ReplicatorConfiguration(
+                    target=network.connect, target_id="the shop", collections=till.collections()
+                )
+                counter = Steps()
+                trio.lowlevel.add_instrument(counter)
+                await trio_p2p.replicate(config)
+                trio.lowlevel.remove_instrument(counter)
+            steps.append(counter.count)
+    few, many = steps
+    # Each says the same as before: four times as much in all, not sixteen times.
+    assert many < 6 * few

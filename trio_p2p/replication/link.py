@@ -15,15 +15,22 @@ from trio_p2p.store.engine import Engine
 
 
 class Pulse:
-    """Wakes everyone who waits for the state of a session to change."""
+    """Wakes everyone who waits for the state of something to change.
 
-    def __init__(self) -> None:
+    What changes in a part changes the `whole`, too, but not the other way round: a session may have
+    a thousand collections, and each a dozen tasks that wait.
+    """
+
+    def __init__(self, whole: Pulse | None = None) -> None:
+        self._whole = whole
         self._changed = trio.Event()
 
     def notify(self) -> None:
         """Something changed."""
         self._changed.set()
         self._changed = trio.Event()
+        if self._whole is not None:
+            self._whole.notify()
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until the condition holds. It is asked at once and after every change."""
@@ -43,6 +50,8 @@ class Window:
 
     revisions: int = 0
     body_bytes: int = 0
+    pulse: Pulse = field(default_factory=Pulse)
+    """Wakes those who wait for room."""
 
     @property
     def has_room(self) -> bool:
@@ -63,6 +72,7 @@ class Link:
     profile: Profile
     journal: Journal
     pulse: Pulse
+    """Of this collection alone."""
     window: Window = field(default_factory=Window)
     readable: frozenset[int] = frozenset()
     """The numbers of all collections of the session: what the peer may read."""

@@ -158,7 +158,6 @@ class PassiveSession:
         self._collections = {collection.full_name: collection for collection in collections}
         self._engine = collections[0].database.engine
         self._journal = journal
-        self._pulse = Pulse()
         self._window = Window()
         self._peer = Peer(transport, budget=budget)
         self._profile = CouchbaseProfile(
@@ -319,7 +318,7 @@ class PassiveSession:
             index,
             self._profile,
             self._journal,
-            self._pulse,
+            Pulse(),
             self._window,
             self._readable,
         )

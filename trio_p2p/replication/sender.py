@@ -74,7 +74,7 @@ class Sender:
         """Send revisions as the window allows. Cancelling: those already sent stay sent."""
         waiting = deque(promises)
         while waiting:
-            await self._link.pulse.until(lambda: self._window.has_room)
+            await self._window.pulse.until(lambda: self._window.has_room)
             await self._send_slice(self._read_slice(waiting, on_settled), on_settled)
             await trio.lowlevel.checkpoint()
 
@@ -116,6 +116,7 @@ class Sender:
             on_settled(by_sequence[sent.sequence], sent, outcome)
             # Waking the session for every answer would cost more than the answers do.
             if self._unanswered % _SLICE == 0:
+                self._window.pulse.notify()
                 self._link.pulse.notify()
 
         def send(revisions: Sequence[SentRevision]) -> None:

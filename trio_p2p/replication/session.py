@@ -300,32 +300,33 @@ class ActiveSession:
             movers.start_soon(self._fetch_refused, part, part.pusher, part.puller)
         for worker in (part.pusher, part.puller):
             if self._plan.continuous and worker is not None:
-                movers.start_soon(self._retry_failed, worker)
+                movers.start_soon(self._retry_failed, worker, part.link.pulse)
 
     async def _fetch_refused(self, part: _Part, pusher: Pusher, puller: Puller) -> None:
         """Fetch what a refused document conflicts with, where the pull did not bring it."""
+        pulse = part.link.pulse
         while True:
-            await self._pulse.until(lambda: pusher.has_unfetched and puller.caught_up)
+            await pulse.until(lambda: pusher.has_unfetched and puller.caught_up)
             # The pull may still bring it; but other documents may keep us busy for ever.
             with trio.move_on_after(limits.FETCH_PAUSE_S):
-                await self._pulse.until(lambda: not (pusher.busy or part.pulling))
+                await pulse.until(lambda: not (pusher.busy or part.pulling))
             document_ids = pusher.take_unfetched()
             part.fetching = True
             fetched = await puller.fetch(document_ids)
             if fetched and not self._plan.continuous:
                 # It pushes what the resolver makes of them, too, and then ends.
-                await self._pulse.until(lambda: not part.pulling)
+                await pulse.until(lambda: not part.pulling)
             pusher.go_on_with(fetched)
             part.fetching = False
-            self._pulse.notify()
+            pulse.notify()
 
-    async def _retry_failed(self, worker: Pusher | Puller) -> None:
+    async def _retry_failed(self, worker: Pusher | Puller, pulse: Pulse) -> None:
         """Try again what failed for now, after pauses that grow until nothing fails."""
         pause_s = limits.RETRY_DOCUMENTS_S
         while True:
             if not worker.has_failed:
                 pause_s = limits.RETRY_DOCUMENTS_S
-            await self._pulse.until(lambda: worker.has_failed)
+            await pulse.until(lambda: worker.has_failed)
             await trio.sleep(pause_s)
             pause_s = min(2 * pause_s, limits.RETRY_DOCUMENTS_S_MAX)
             await worker.retry_failed()
@@ -486,7 +487,7 @@ class ActiveSession:
             index,
             self._profile,
             self._journal,
-            self._pulse,
+            Pulse(self._pulse),
             self._window,
             self._readable,
         )
