@@ -205,10 +205,14 @@ class RemoteProtocolError(ProtocolError):
 
 
 class PeerError(TrioP2PError):
-    """The peer answered a request with an error: `domain`, `code` and `text` are what it said."""
+    """The peer answered a request with an error: `domain`, `code` and `text` are what it said.
 
-    def __init__(self, domain: str, code: int, text: str = "") -> None:
-        super().__init__(f"the peer answered {domain}/{code}" + (f": {text}" if text else ""))
+    Or what was said to it, where a revision that came from it was refused here (`ours`).
+    """
+
+    def __init__(self, domain: str, code: int, text: str = "", *, ours: bool = False) -> None:
+        who = "we" if ours else "the peer"
+        super().__init__(f"{who} answered {domain}/{code}" + (f": {text}" if text else ""))
         self.domain = domain
         self.code = code
         self.text = text

@@ -100,6 +100,7 @@ def test_a_peer_error_tells_what_the_peer_said():
     assert (error.domain, error.code, error.text) == ("HTTP", 404, "missing")
     assert str(error) == "the peer answered HTTP/404: missing"
     assert str(PeerError("BLIP", 400)) == "the peer answered BLIP/400"
+    assert str(PeerError("HTTP", 403, "private", ours=True)) == "we answered HTTP/403: private"
 
 
 def test_a_lost_connection_tells_code_and_reason():

@@ -88,6 +88,8 @@ async def test_what_the_pull_filter_refuses_is_not_stored_and_told_with_403(
     assert (event.direction, event.document_id) == (Direction.PULL, "b")
     assert isinstance(event.error, trio_p2p.PeerError)
     assert event.error.status == 403
+    # Nobody is to look for the reason at the peer.
+    assert str(event.error) == "we answered HTTP/403: rejected by the pull filter"
     assert ids(pair.till) == {"a", "c"}
     again = await trio_p2p.replicate(config)
     assert again.statistics.documents_offered == 0

@@ -204,9 +204,12 @@ class RevisionOutcome:
     def failed(self) -> bool:
         return self.status not in (0, 304)
 
-    def error(self) -> PeerError:
-        """For its user: whether it is tried again is told by the outcome, not by its status."""
-        error = PeerError("HTTP", self.status, self.text)
+    def error(self, *, ours: bool = False) -> PeerError:
+        """For its user: whether it is tried again is told by the outcome, not by its status.
+
+        `ours`: it is of a revision that came from the peer.
+        """
+        error = PeerError("HTTP", self.status, self.text, ours=ours)
         error.retryable = error.network_dependent = self.retryable
         return error
 

@@ -327,7 +327,7 @@ class Puller:
         outcome = insertion.outcome
         collection, journal = self._link.collection, self._link.journal
         if outcome.failed:
-            error: TrioP2PError = outcome.error()
+            error: TrioP2PError = outcome.error(ours=True)
             if outcome.status == STATUS_LATER:
                 error = ClockSkewError(outcome.text)
             if insertion.error is not None:
