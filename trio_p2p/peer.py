@@ -8,7 +8,7 @@ encoding a frame changes the state of the connection and must happen once, in or
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterable, Awaitable, Callable, Hashable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Hashable, Iterator, Mapping
 from typing import NoReturn, Protocol, TypeVar
 
 import trio
@@ -308,6 +308,10 @@ class Peer:
     def release(self, what: Hashable) -> None:
         """Nothing is held for this any more."""
         self._held_bytes -= self._held.pop(what, 0)
+
+    def unfinished_requests(self) -> Iterator[tuple[int, bytes]]:
+        """As `Connection.unfinished_requests`."""
+        return self._blip.unfinished_requests()
 
     async def flush(self) -> None:
         """Wait until everything queued has been given to the transport, or the connection ended.

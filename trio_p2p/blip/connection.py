@@ -9,7 +9,7 @@ be picked up again.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -27,6 +27,8 @@ ERROR_CODE: Final = "Error-Code"
 ERROR_DOMAIN_DEFAULT: Final = "BLIP"
 # Of one character.
 UTF8_BYTES_MAX: Final = 4
+# Enough for the properties that tell what a request is about.
+_BEGINNING_BYTES: Final = 1024
 
 _DECIMAL: Final = re.compile(r"-?[0-9]{1,10}", re.ASCII)
 
@@ -149,6 +151,15 @@ class Connection:
             for key, incoming in self._incomplete.items()
             if not incoming.in_parts
         }
+
+    def unfinished_requests(self) -> Iterator[tuple[int, bytes]]:
+        """The numbers of the peer's requests that have begun and are not complete, ascending.
+
+        With each comes how it begins: its properties, mostly.
+        """
+        for (is_reply, number), incoming in self._incomplete.items():
+            if not is_reply:
+                yield number, bytes(incoming.data[:_BEGINNING_BYTES])
 
     def send_request(self, message: Message, *, in_parts: bool = False) -> int:
         """Queue a request and return its number. Its reply may be wanted `in_parts`, as they come.

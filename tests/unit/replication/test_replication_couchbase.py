@@ -142,6 +142,9 @@ class DeadEnd:
         self.replies = []
         self.held = {}
 
+    def unfinished_requests(self):
+        return iter(())
+
     def hold(self, number, size):
         self.held[number] = self.held.get(number, 0) + size
 
@@ -287,6 +290,33 @@ PROPOSALS = (
     Proposal(DOC, V2, TREE),
     Proposal(OTHER, TREE, None),
 )
+
+
+async def test_lists_of_changes_are_handed_on_in_the_order_in_which_they_began(active, passive):
+    """Though a short one comes to its end before a long one that takes turns with it."""
+    name = DocumentID("x" * 200)
+    lists = [
+        tuple(OfferedChange(str(n), name, V1) for n in range(first, first + length))
+        for first, length in ((1, 200), (201, 150), (351, 1), (352, 100))
+    ]
+    for offered in lists:
+        passive.profile.offer(0, offered)
+    passive.profile.tell_caught_up(0)
+    await wait_all_tasks_blocked()
+    assert [request.changes for request in active.asked] == [*lists, ()]
+
+
+async def test_a_list_of_changes_waits_for_no_other_request(active, passive, monkeypatch):
+    """Nothing of a large revision is needed to understand it, and it may take minutes to come."""
+    monkeypatch.setattr(limits, "UNACKNOWLEDGED_BYTES_MAX", 0)
+    large = replace(EDIT, body=encode_body({"text": "x" * 60_000}))
+    passive.profile.send_revisions(0, [SentRevision(DOC, "1", large)], lambda *_: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(active.peer._blip, "_acknowledge", lambda *_: None)
+        await wait_all_tasks_blocked()
+        passive.profile.offer(0, OFFERS)
+        await wait_all_tasks_blocked()
+        assert [type(request) for request in active.asked] == [OfferChanges]
 
 
 async def test_proposals_go_over_with_the_answers(active, passive):

@@ -140,6 +140,21 @@ async def put(database, document_id, **body):
 # --- Directions ----------------------------------------------------------------------------------
 
 
+async def test_a_pull_does_not_end_while_a_list_is_on_its_way_that_shorter_ones_overtook(
+    here, there, autojump_clock
+):
+    """Long IDs let a list take several frames; of the last, short one all is here already."""
+    names = [f"{number:03}" + "x" * 200 for number in range(410)]
+    async with there.default_collection.batch() as batch:
+        for name in names:
+            batch.put(name, {})
+    await sync(here, there, push=False, document_ids=tuple(names[400:]))
+    for expected in (400, 0):
+        journal = await sync(here, there, push=False, delay_s=lambda: 0.01)
+        assert journal.statistics().documents_pulled == expected
+    assert here.default_collection.count == 410
+
+
 async def test_two_empty_databases_have_nothing_to_say(here, there):
     assert counts(await sync(here, there)) == (0, 0, 0, 0)
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from heapq import heappop, heappush
 from typing import Any, NoReturn
 
 import orjson
@@ -75,6 +76,7 @@ from trio_p2p.replication.profiles.replies import (
 )
 from trio_p2p.replication.profiles.requests import READERS, change_row, proposal_row
 
+_LIST_BEGINNING = b"Profile\0changes\0"
 SUBPROTOCOL = "BLIP_3+CBMobile_4"
 STATUS_TOO_LARGE = 413
 
@@ -116,6 +118,8 @@ class CouchbaseProfile:
         # Revisions to be sent from the first one on whose large body is not written yet.
         self._unwritten: deque[tuple[int, SentRevision, OnOutcome]] = deque()
         self._wake = trio.Event()
+        # Lists of changes by their numbers: each waits for those that began before it.
+        self._lists: list[tuple[int, Callable[[], None]]] = []
 
     @property
     def deltas_wanted(self) -> bool:
@@ -351,6 +355,15 @@ class CouchbaseProfile:
 
         Reading changes nothing and may be done in a thread.
         """
+        answer = self._read(message)
+
+        def handle(number: int) -> None:
+            answer(number)
+            self._hand_on_lists()
+
+        return handle
+
+    def _read(self, message: Message) -> Callable[[int], None]:
         reader = READERS.get(message.properties.get("Profile", ""))
         if reader is None:
             # This very text tells Couchbase Lite that the peer is older than a message.
@@ -382,7 +395,31 @@ class CouchbaseProfile:
         if message.no_reply:
             # What wants a reply is counted as it comes, by the peer.
             self._peer.hold(number, message.held_bytes)
-        self._handler(request, lambda reply: self._respond(number, message, reply))
+
+        def handle() -> None:
+            self._handler(request, lambda reply: self._respond(number, message, reply))
+
+        if isinstance(request, OfferChanges):
+            heappush(self._lists, (number, handle))
+        else:
+            handle()
+
+    def _hand_on_lists(self) -> None:
+        """Hand on the lists of changes whose turn it is.
+
+        Messages of several frames take turns, so a short list comes to its end before a longer one
+        that was sent first. But their order is that of the feed, and tells where its end is.
+        """
+        while self._lists and not self._is_list_before(self._lists[0][0]):
+            _, handle = heappop(self._lists)
+            handle()
+
+    def _is_list_before(self, number: int) -> bool:
+        """Whether a list that began before this request is still on its way."""
+        return any(
+            other < number and _LIST_BEGINNING in beginning
+            for other, beginning in self._peer.unfinished_requests()
+        )
 
     def _refuse(self, number: int, message: Message, failure: TrioP2PError) -> None:
         self.note_abilities(message.properties)
