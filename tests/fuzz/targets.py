@@ -153,8 +153,9 @@ def request(data: bytes) -> None:
     peer: Any = _Peer()
     for active in (False, True):
         profile = CouchbaseProfile(peer, lambda asked, respond: heard.append(asked), active=active)
-        profile.on_request(1, Message(properties, body))
-        profile.on_request(2, Message(properties, body, no_reply=True))
+        for number, no_reply in ((1, False), (2, True)):
+            with suppress(RemoteProtocolError):
+                profile.on_request(number, Message(properties, body, no_reply=no_reply))
     for asked in heard:
         repr(asked)
 

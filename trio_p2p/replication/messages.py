@@ -102,10 +102,13 @@ class OfferedChange:
 
 @dataclass(frozen=True, slots=True)
 class OfferChanges:
-    """The passive side offers changes; none at all tells that it has caught up."""
+    """The passive side offers changes; none at all tells that it has caught up.
+
+    None among them stands for one of a document that cannot be stored here: no such ID is valid.
+    """
 
     collection: int
-    changes: tuple[OfferedChange, ...]
+    changes: tuple[OfferedChange | None, ...]
 
 
 @dataclass(frozen=True, slots=True)

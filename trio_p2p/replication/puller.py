@@ -249,6 +249,8 @@ class Puller:
     async def _answer(self, request: OfferChanges, respond: Respond) -> None:
         if not request.changes:
             self._caught_up = True
+        if left_out := request.changes.count(None):
+            logger.warning("documents whose IDs cannot be stored are left out: %d", left_out)
         answers: list[Wanted | None] = []
         while len(answers) < len(request.changes):
             # Lists may be long, and other tasks want their turns.
@@ -256,12 +258,15 @@ class Puller:
             answers += self._answer_slice(request.changes[len(answers) :])
         respond(OffersReply(tuple(answers)))
 
-    def _answer_slice(self, changes: Sequence[OfferedChange]) -> list[Wanted | None]:
+    def _answer_slice(self, changes: Sequence[OfferedChange | None]) -> list[Wanted | None]:
         """The answers to the next changes, less if their documents have long vectors."""
         answers: list[Wanted | None] = []
         room_versions = limits.JUDGED_VERSIONS_SLICE
         with self._link.engine.read() as txn:
             for change in changes[: limits.SCAN_SLICE_ROWS]:
+                if change is None:
+                    answers.append(None)
+                    continue
                 held = self._heads(txn, change.document_id)
                 answers.append(self._wanted(txn, change, held))
                 room_versions -= sum(len(head.vector) + len(head.trees) for head in held)

@@ -632,6 +632,13 @@ def test_a_sequence_is_the_same_however_it_is_written(offered, sent):
     assert told.sequence == change.sequence
 
 
+@pytest.mark.parametrize("name", ["_doc", "", "x" * 241, "a\nb"])
+def test_of_a_document_that_cannot_be_stored_the_change_is_left_out(name):
+    """Other databases permit other IDs. Those in the same list are none the worse for it."""
+    body = orjson.dumps([[7, name, str(V1)], [8, "doc", str(V1)]])
+    assert read(message("changes", body)).changes == (None, OfferedChange("8", DOC, V1))
+
+
 @pytest.mark.parametrize("flag", [1, True, 3])
 def test_deletion_in_a_change_is_a_boolean_or_flags(flag):
     [change] = read(message("changes", orjson.dumps([[7, "doc", str(V1), flag]]))).changes
@@ -766,7 +773,6 @@ MALFORMED = {
     "changes, an object": message("changes", b"{}"),
     "changes, no list inside": message("changes", b"[7]"),
     "changes, too short": offer(7, "doc"),
-    "changes, not a document ID": offer(7, "_doc", str(V1)),
     "changes, not a text as ID": offer(7, None, str(V1)),
     "changes, not a revision": offer(7, "doc", "nonsense"),
     "changes, a number as revision": offer(7, "doc", 7),

@@ -114,6 +114,16 @@ async def test_what_is_missing_is_asked_for_and_stored(pull):
     assert await pull.offer(("1", "a", revision())) == [False]
 
 
+async def test_what_cannot_be_stored_here_is_left_out(pull):
+    replies = []
+    offered = OfferedChange("2", "b", revision().id)
+    pull.puller.offered(OfferChanges(0, (None, offered, None)), replies.append)
+    await wait_all_tasks_blocked()
+    assert [answer is not None for answer in replies[0].answers] == [False, True, False]
+    await pull.send("2", "b", revision())
+    assert pull.sequences.reached == "2"
+
+
 async def test_what_is_on_its_way_is_not_asked_for_again(pull):
     """As when it is offered by two subscriptions."""
     await pull.offer(("1", "a", revision()))

@@ -195,6 +195,19 @@ def offering(server):
     server.rows = [[[1, "b", f"{NOW:x}@{'A' * 21}Q"]]]
 
 
+@pytest.mark.parametrize("row", [[2], [2, "c", "nonsense"], [2, 7, f"{NOW:x}@{'A' * 21}Q"]])
+async def test_a_list_that_cannot_be_read_is_not_passed_over(database, autojump_clock, row):
+    """A checkpoint of what is offered behind it would cover all that stands in it."""
+
+    def prepare(server):
+        offering(server)
+        server.rows = [[*server.rows[0], row], [[3, "a", f"{NOW:x}@{'A' * 21}Q"]]]
+
+    server, error = await run_session(database, prepare=prepare, push=False)
+    assert (error.status, error.retryable) == (None, False)
+    assert not server.kept
+
+
 @pytest.mark.parametrize("continuous", [False, True])
 async def test_a_revision_that_is_promised_and_never_comes_is_not_waited_for(
     database, autojump_clock, continuous

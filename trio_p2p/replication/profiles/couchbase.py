@@ -347,7 +347,10 @@ class CouchbaseProfile:
     # --- Being asked -----------------------------------------------------------------------------
 
     def on_request(self, number: int, message: Message) -> None:
-        """Hand a request of the peer to the handler; refuse what cannot be read."""
+        """Hand a request of the peer to the handler; refuse what cannot be read.
+
+        Raises: RemoteProtocolError for what cannot be done without.
+        """
         self.prepare(message)(number)
 
     def prepare(self, message: Message) -> Callable[[int], None]:
@@ -426,6 +429,9 @@ class CouchbaseProfile:
         status = 404 if isinstance(failure, BlobNotFoundError) else 400
         self._respond(number, message, Refusal(status, str(failure)))
         self._tell_unreadable(message.properties, status, str(failure))
+        if self._active and message.properties["Profile"] == "changes":
+            # Of the lists behind it, no checkpoint can tell without passing what stood in it.
+            raise failure
 
     def _tell_unreadable(self, properties: values.Properties, status: int, reason: str) -> None:
         """A revision that cannot be read will not come: whoever waits for it must know."""

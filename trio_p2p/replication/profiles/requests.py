@@ -9,8 +9,9 @@ import orjson
 
 from trio_p2p import limits
 from trio_p2p.blip import Message
-from trio_p2p.errors import RemoteProtocolError
+from trio_p2p.errors import InvalidDocumentError, RemoteProtocolError
 from trio_p2p.hearsay import repeatable
+from trio_p2p.ids import document_id
 from trio_p2p.model.document import EMPTY_BODY
 from trio_p2p.replication.messages import (
     Delta,
@@ -92,13 +93,21 @@ def _read_changes(collection: int, message: Message) -> Request:
     return OfferChanges(collection, tuple(map(_offered_change, values.array(message.body))))
 
 
-def _offered_change(item: Any) -> OfferedChange:
+def _offered_change(item: Any) -> OfferedChange | None:
     if not isinstance(item, list) or len(item) < 3:
         raise RemoteProtocolError("a change is an array of three or more")
+    sequence, name, current = values.sequence(item[0]), item[1], revision_id(item[2])
+    try:
+        name = document_id(name)
+    except InvalidDocumentError as exc:
+        if not isinstance(name, str):
+            raise RemoteProtocolError("not a document ID", got=str(name)[:80]) from exc
+        # Other databases permit longer ones, for example. Those beside it are not to blame.
+        return None
     return OfferedChange(
-        values.sequence(item[0]),
-        values.document_id_of(item[1]),
-        revision_id(item[2]),
+        sequence,
+        name,
+        current,
         bool(item[3]) if len(item) > 3 else False,
         item[4] if len(item) > 4 and type(item[4]) is int else 0,
     )
