@@ -170,9 +170,13 @@ class Replicator:
         It also ends, with the status of one that has stopped, when a one-shot is done or a stop was
         asked for.
 
-        Raises: ReplicationError if it stops by itself first.
+        Raises: ReplicationError if it stops by itself first; ConfigurationError for what is no
+        level, which would never be reached.
         Cancelling: safe.
         """
+        for level in levels:
+            if not isinstance(level, ActivityLevel):
+                raise ConfigurationError("only activity levels can be waited for", got=repr(level))
         wanted = {*levels, ActivityLevel.STOPPED}
         await self._pulse.until(lambda: self._begun and self._activity in wanted)
         status = self.status

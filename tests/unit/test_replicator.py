@@ -292,6 +292,13 @@ async def test_what_one_peer_has_is_pending_at_the_next_one_that_nothing_names(
             assert replicator.pending_document_ids(notes) == {"sent"}
 
 
+async def test_what_is_no_activity_level_is_not_waited_for(tmp_path: Path) -> None:
+    async with open_peers(tmp_path) as (_, till, network):
+        replicator = trio_p2p.Replicator(configuration(till, network))
+        with pytest.raises(trio_p2p.ConfigurationError, match="'idle'"):
+            await replicator.wait_for("idle")  # type: ignore[arg-type]
+
+
 async def test_a_replicator_runs_once(tmp_path: Path, autojump_clock: Any) -> None:
     async with open_peers(tmp_path) as (_, till, network):
         replicator = trio_p2p.Replicator(configuration(till, network, continuous=False))
