@@ -233,6 +233,8 @@ RESOLVING_TIMEOUT_S: Final = 4.0
 
 CHANGES_PER_MESSAGE_MAX: Final = 200
 CHANGES_MESSAGES_IN_FLIGHT_MAX: Final = 5
+# What a list of offered changes may take, so that it fits into one frame with its properties.
+OFFERS_BYTES_MAX: Final = FRAME_BYTES_MAX - 1024
 # Rows in a list from a peer, which may have its own opinion on how long a list is; and values in
 # all of them: five each, or some ancestors.
 LISTED_ROWS_MAX: Final = 2_000

@@ -83,6 +83,7 @@ class Side:
             self.peer, self._handle, active=active, deltas=deltas, run_aside=self._run_aside
         )
         self.asked = []
+        self.responses = []
         self.answers = []
         self.raw_answer = None
         self.heard = []
@@ -101,6 +102,7 @@ class Side:
 
     def _handle(self, request, respond):
         self.asked.append(request)
+        self.responses.append(respond)
         if self.answers:
             respond(self.answers.pop(0))
 
@@ -292,18 +294,59 @@ PROPOSALS = (
 )
 
 
-async def test_lists_of_changes_are_handed_on_in_the_order_in_which_they_began(active, passive):
-    """Though a short one comes to its end before a long one that takes turns with it."""
+@pytest.fixture
+def long_lists():
+    """Of one to four frames, if each were of one message."""
     name = DocumentID("x" * 200)
-    lists = [
+    return [
         tuple(OfferedChange(str(n), name, V1) for n in range(first, first + length))
         for first, length in ((1, 200), (201, 150), (351, 1), (352, 100))
     ]
-    for offered in lists:
+
+
+async def test_lists_of_changes_are_handed_on_in_the_order_in_which_they_began(
+    active, passive, long_lists, monkeypatch
+):
+    """Though a short one comes to its end before a long one that takes turns with it."""
+    monkeypatch.setattr(limits, "OFFERS_BYTES_MAX", 10**6)
+    for offered in long_lists:
         passive.profile.offer(0, offered)
     passive.profile.tell_caught_up(0)
     await wait_all_tasks_blocked()
-    assert [request.changes for request in active.asked] == [*lists, ()]
+    assert [request.changes for request in active.asked] == [*long_lists, ()]
+
+
+async def test_offers_come_in_their_order_to_a_peer_that_takes_them_as_they_end(
+    active, passive, long_lists, monkeypatch
+):
+    """As others do: so no list may be overtaken on its way."""
+    monkeypatch.setattr(active.profile, "on_request", lambda *_: None)
+    for offered in long_lists:
+        passive.profile.offer(0, offered)
+    passive.profile.tell_caught_up(0)
+    await wait_all_tasks_blocked()
+    lists = [orjson.loads(message.body) for message in active.heard]
+    assert [row[0] for rows in lists for row in rows] == list(range(1, 452))
+    assert lists[-1] == []
+
+
+async def test_the_answers_to_offers_of_several_lists_are_those_to_their_changes(
+    active, passive, long_lists
+):
+    offered, *_ = long_lists
+    pending = passive.profile.offer(0, offered)
+    await wait_all_tasks_blocked()
+    told, requested = 0, []
+    for number, request in enumerate(active.asked):
+        requested.append(told + number)
+        answers = [None] * len(request.changes)
+        answers[number] = Wanted()
+        active.responses[number](OffersReply(tuple(answers)))
+        told += len(request.changes)
+    answers = await pending.wait()
+    assert len(requested) > 2
+    assert [index for index, answer in enumerate(answers) if answer is not None] == requested
+    assert len(answers) == len(offered)
 
 
 async def test_a_list_of_changes_waits_for_no_other_request(active, passive, monkeypatch):
@@ -404,7 +447,7 @@ async def test_that_deltas_are_taken_is_told_once_for_each_collection():
         for collection in (0, 1, 0, 1):
             active.answers = [OffersReply((None,))]
             pending = passive.profile.offer(collection, OFFERS[:1])
-            told.append("deltas" in (await pending.pending.wait()).properties)
+            told.append("deltas" in (await pending.lists[0][0].wait()).properties)
         assert told == [True, True, False, False]
 
 

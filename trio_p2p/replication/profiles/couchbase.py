@@ -8,7 +8,7 @@ Source: LiteCore's Replicator, and conversations recorded with it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterable, Callable, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from heapq import heappop, heappush
@@ -179,8 +179,21 @@ class CouchbaseProfile:
 
     def offer(self, collection: int, changes: Sequence[OfferedChange]) -> PendingAnswers:
         rows = [change_row(change) for change in changes]
-        pending = self._peer.begin(self._listing("changes", collection, rows))
-        return _OfferAnswers(self, pending, len(changes))
+        return _OfferAnswers(self, list(self._begin_lists(collection, rows)))
+
+    def _begin_lists(self, collection: int, rows: list[Any]) -> Iterator[tuple[Pending, int]]:
+        """Queue lists of changes, each of which fits into one frame.
+
+        Of several frames, a list might be overtaken by a shorter one behind it, and by what tells
+        that there is no more; but peers may take what comes first to be first in the feed.
+        """
+        message = self._listing("changes", collection, rows)
+        if len(message.body) > limits.OFFERS_BYTES_MAX and len(rows) > 1:
+            middle = len(rows) // 2
+            yield from self._begin_lists(collection, rows[:middle])
+            yield from self._begin_lists(collection, rows[middle:])
+        else:
+            yield self._peer.begin(message), len(rows)
 
     async def propose(
         self, collection: int, proposals: Sequence[Proposal]
@@ -516,12 +529,13 @@ class _IncomingAttachment:
 @dataclass(frozen=True, slots=True)
 class _OfferAnswers:
     profile: CouchbaseProfile
-    pending: Pending
-    count: int
+    lists: Sequence[tuple[Pending, int]]
 
     async def wait(self) -> Sequence[Wanted | None]:
-        reply = await self.pending.wait()
-        self.profile.note_abilities(reply.properties)
-        return values.padded(
-            [change_answer(item) for item in values.array(reply.body)], self.count, None
-        )
+        answers: list[Wanted | None] = []
+        for pending, length in self.lists:
+            reply = await pending.wait()
+            self.profile.note_abilities(reply.properties)
+            told = [change_answer(item) for item in values.array(reply.body)]
+            answers += values.padded(told, length, None)
+        return answers
