@@ -89,6 +89,14 @@ class Link:
         names = [name for name in NAMES if self.route.pushes(name)]
         return bool(names) and all(map(self.route.pulls, names))
 
+    @property
+    def has_pending(self):
+        """Whether it says that it is yet to push anything."""
+        configuration = self.replicator.configuration
+        return self.route.push and any(
+            self.replicator.pending_document_ids(plan.collection) for plan in configuration.plans()
+        )
+
     async def start(self):
         self.replicator = trio_p2p.Replicator(self.configuration)
         await self._nursery.start(self._run)
@@ -226,13 +234,17 @@ class Replicators(FleetMachine):
         for link in self.links:
             link.mend()
         self.wait(CALM_S)
+        # What was refused, where nothing can tell that it would be taken now, is proposed again at
+        # the next start.
+        for link in self.links:
+            if link.has_pending:
+                assert not link.must_be_done
+                self.run(link.stop)
+                self.run(link.start)
+        self.wait(CALM_S)
         for link in self.links:
             status = link.replicator.status
             assert status.activity is trio_p2p.ActivityLevel.IDLE, status
-            if link.must_be_done:
-                for plan in link.replicator.configuration.plans():
-                    pending = link.replicator.pending_document_ids(plan.collection)
-                    assert pending == frozenset()
         self.run(self.fleet.calm, self.fleet.standing)
 
     @invariant()
