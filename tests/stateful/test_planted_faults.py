@@ -147,8 +147,8 @@ def what_failed_to_be_pushed_is_not_tried_again(original):
 
 @fault(Puller, "_wanted")
 def what_is_requested_counts_as_pulled(original):
-    def wanted(self, txn, change):
-        answer = original(self, txn, change)
+    def wanted(self, txn, change, held):
+        answer = original(self, txn, change, held)
         self._sequences.complete(change.sequence)
         return answer
 
@@ -211,7 +211,7 @@ def deltas_are_applied_to_what_is_current(original):
 
 @fault(BlobFetcher, "want")
 def blobs_are_not_fetched(original):
-    return lambda self, sent, on_ready: False
+    return lambda self, sent, on_ready: on_ready(None, [])
 
 
 # --- Checkpoints ----------------------------------------------------------------------------------
