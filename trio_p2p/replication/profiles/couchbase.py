@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import AsyncIterable, Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from heapq import heappop, heappush
 from typing import Any, NoReturn
 
 import orjson
@@ -66,6 +65,7 @@ from trio_p2p.replication.profiles.attachments import with_stubs
 from trio_p2p.replication.profiles.history import (
     history_of,
 )
+from trio_p2p.replication.profiles.order import ListOrder
 from trio_p2p.replication.profiles.replies import (
     change_answer,
     held_checkpoint,
@@ -76,7 +76,6 @@ from trio_p2p.replication.profiles.replies import (
 )
 from trio_p2p.replication.profiles.requests import READERS, change_row, proposal_row
 
-_LIST_BEGINNING = b"Profile\0changes\0"
 SUBPROTOCOL = "BLIP_3+CBMobile_4"
 STATUS_TOO_LARGE = 413
 
@@ -118,8 +117,7 @@ class CouchbaseProfile:
         # Revisions to be sent from the first one on whose large body is not written yet.
         self._unwritten: deque[tuple[int, SentRevision, OnOutcome]] = deque()
         self._wake = trio.Event()
-        # Lists of changes by their numbers: each waits for those that began before it.
-        self._lists: list[tuple[int, Callable[[], None]]] = []
+        self._lists = ListOrder(peer)
 
     @property
     def deltas_wanted(self) -> bool:
@@ -375,7 +373,7 @@ class CouchbaseProfile:
 
         def handle(number: int) -> None:
             answer(number)
-            self._hand_on_lists()
+            self._lists.hand_on()
 
         return handle
 
@@ -416,26 +414,9 @@ class CouchbaseProfile:
             self._handler(request, lambda reply: self._respond(number, message, reply))
 
         if isinstance(request, OfferChanges):
-            heappush(self._lists, (number, handle))
+            self._lists.add(number, handle)
         else:
             handle()
-
-    def _hand_on_lists(self) -> None:
-        """Hand on the lists of changes whose turn it is.
-
-        Messages of several frames take turns, so a short list comes to its end before a longer one
-        that was sent first. But their order is that of the feed, and tells where its end is.
-        """
-        while self._lists and not self._is_list_before(self._lists[0][0]):
-            _, handle = heappop(self._lists)
-            handle()
-
-    def _is_list_before(self, number: int) -> bool:
-        """Whether a list that began before this request is still on its way."""
-        return any(
-            other < number and _LIST_BEGINNING in beginning
-            for other, beginning in self._peer.unfinished_requests()
-        )
 
     def _refuse(self, number: int, message: Message, failure: TrioP2PError) -> None:
         self.note_abilities(message.properties)
