@@ -90,7 +90,7 @@ class Inserter:
         self._fetching = 0
         self._arrived: deque[_Arrived] = deque()
         self._storing = 0
-        # Of its own, not the session's pulse: it is set for every single revision.
+        # Of its own, not the collection's pulse: it is set for every single revision.
         self._wake = trio.Event()
 
     @property

@@ -200,7 +200,7 @@ class Pusher:
                 nursery.start_soon(self._push, rows, in_flight)
 
     async def _watch(self) -> None:
-        """Wake the session when documents are written."""
+        """Wake who waits for changes of the collection when documents are written."""
         while True:
             await self._link.engine.wait_change(
                 self._link.number, self._link.collection.last_sequence
